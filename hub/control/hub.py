@@ -1,0 +1,355 @@
+"""The hub: everything that runs beside the API, built in one place and owned by one task group.
+
+    placement   one loop: ripen what time brings, place what can be placed
+    dispatch    one loop per spoke: what is due in the outbox goes out
+    intake      what spokes say, one transaction per envelope, answered when it is committed
+    watch       live questions of readers
+
+The loops are woken by nudges after a commit and look by themselves every second, so a lost nudge costs time only.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from hub.config import HubSettings
+from hub.control import place, ripen
+from hub.control.dispatch import Dispatch, Seal, dispatch
+from hub.control.fanout import Fanout
+from hub.control.intake import intake
+from hub.control.metrics import Metrics
+from hub.control.nudges import Nudges
+from hub.control.spawn import Spawned, spawn
+from hub.control.watch import LogPiece, Watch
+from hub.core.admission import Order
+from hub.control.catalogue import read_types
+from hub.schemas import AgentType
+from hub.store import spokes, types
+from hub.store.agents import Agent
+from hub.store.engine import HubLock, open_engine
+from hub.store.migrate import upgrade
+from hub.control.pins import Pins
+from hub.store.writer import Reader, UseCase, Writer
+from shared import clock, subjects
+from shared.bus import Bus
+from shared.envelope import RefusalError
+from shared.errors import FelloeError, NotFoundError, UnavailableError
+from shared.messages import Reply
+from shared.signers import KeySigner
+from shared.trust import REQUESTS, SpokeTrust, federation_of, open_report
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+LOOK_S = 1.0
+MAX_ORDERS_PER_COMMIT = 500
+
+
+class Hub:
+    """One hub process. Built by `open`; the API's handlers get it as an argument."""
+
+    def __init__(
+        self, settings: HubSettings, bus: "Bus | None", writer: Writer, reader: Reader, seal: Seal
+    ) -> None:
+        self.settings = settings
+        self.reader = reader
+        self.metrics = Metrics()
+        self.stopping = asyncio.Event()
+        self.types: Mapping[str, AgentType] = {}
+        self._bus = bus
+        self._writer = writer
+        self._seal = seal
+        self._pins = Pins(settings.keys.spokes)
+        self._fanout = Fanout()
+        self._suspect_ms = int(settings.timing.suspect_s * 1000)
+        self._place_wanted = asyncio.Event()
+        self._dispatch_wanted: dict[str, asyncio.Event] = {}
+        self._orders: list[
+            tuple[Sequence[Order], asyncio.Future[list[Spawned | FelloeError]]]
+        ] = []
+        self._spawning: asyncio.Task[None] | None = None
+        self._watch: Watch | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: HubSettings) -> "AsyncIterator[Hub]":
+        """Lock the database, bring it up to date, start the loops; NATS may come later. Ends all of it on exit."""
+        signer = KeySigner.from_file(settings.keys.hub, "hub")
+        settings.database.file.parent.mkdir(parents=True, exist_ok=True)
+        lock = HubLock(settings.database.file)
+        upgrade(settings.database.file)
+        seal = Seal(
+            hub=settings.hub.id,
+            federation=federation_of(signer.public),
+            signer=signer,
+            command_ms=int(settings.timing.command_s * 1000),
+        )
+        writer = Writer(open_engine(settings.database.file), settings.hub.id)
+        writer.start()
+        reader = Reader(open_engine(settings.database.file, read_only=True))
+        hub = cls(settings, None, writer, reader, seal)
+        try:
+            await hub._take_stock()
+            async with asyncio.TaskGroup() as tasks:
+                hub._tasks = tasks
+                running = [
+                    tasks.create_task(hub._run_placement()),
+                    tasks.create_task(hub._run_bus()),
+                ]
+                try:
+                    yield hub
+                finally:
+                    hub.stopping.set()
+                    hub._fanout.wake_all()
+                    for task in [*running, *hub._dispatchers()]:
+                        task.cancel()
+                    if hub._bus is not None:
+                        await hub._bus.close()
+        finally:
+            await writer.stop()
+            reader.close()
+            lock.release()
+
+    # --- what the API calls --------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        return clock.now_ms()
+
+    async def spawn(self, orders: Sequence[Order]) -> list[Spawned | FelloeError]:
+        """Store agents, grouped with whoever else spawns while the last group is being committed."""
+        future: asyncio.Future[list[Spawned | FelloeError]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._orders.append((orders, future))
+        if self._spawning is None and self._tasks is not None:
+            self._spawning = self._tasks.create_task(self._spawn_groups())
+        return await future
+
+    async def do(self, use_case: Callable[[sa.Connection, int], tuple[T, Nudges]]) -> T:
+        """Run a use case durably, then wake whom it nudged."""
+        result, nudges = await self._writer.run(
+            lambda connection: use_case(connection, self.now_ms())
+        )
+        self._nudge(nudges)
+        return result
+
+    async def store(self, use_case: UseCase[T]) -> T:
+        """Run a write that wakes nobody."""
+        return await self._writer.run(use_case)
+
+    async def reload_types(self) -> None:
+        """Read the catalogue again after it was changed."""
+        self.types = self.reader.run(types.all)
+
+    def explain(self, agent: Agent) -> str:
+        """Return why a pending agent waits, from the fleet as it is now."""
+        return self.reader.run(lambda c: place.explain(c, agent, self.now_ms(), self._suspect_ms))
+
+    async def ask_status(self, agent: Agent) -> tuple[Reply | None, str]:
+        """Ask the agent's spoke: its reply, or None and why there is none."""
+        if self._watch is None:
+            return None, "NATS is away"
+        return await self._watch.status(agent, self.settings.timing.status_s)
+
+    async def tail(
+        self, agent: Agent, *, gen: int, attempt: int, offset: int, follow: bool
+    ) -> AsyncIterator[LogPiece]:
+        """Yield an agent's output from a position on; see `hub.control.watch`."""
+        while self._watch is None:
+            if not follow:
+                yield LogPiece(
+                    gen=gen, attempt=attempt, offset=offset, kind="absent", reason="NATS is away"
+                )
+                return
+            await asyncio.sleep(LOOK_S)
+        async for piece in self._watch.tail(
+            agent, gen=gen, attempt=attempt, offset=offset, follow=follow
+        ):
+            yield piece
+
+    def changed(self, agent_id: str | None) -> AbstractContextManager[asyncio.Event]:
+        """Lend an event that is set whenever something of that agent (None: of any) was committed."""
+        return self._fanout.watching(agent_id)
+
+    def health(self) -> dict[str, str]:
+        """Return, for each part that the hub stands on, `ok` or what is wrong with it."""
+        connected = self._bus is not None and self._bus.is_connected
+        return {
+            "database": self._writer.failure or "ok",
+            "nats": "ok" if connected else f"not connected to {self.settings.nats.url}",
+        }
+
+    def metrics_text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return self.metrics.render(self.reader, self.now_ms(), self._suspect_ms)
+
+    # --- loops ---------------------------------------------------------------------------------------
+
+    async def _take_stock(self) -> None:
+        """Enter the pinned spokes and the types from the settings before anything else happens."""
+        pinned = self._pins.read()
+        now_ms = self.now_ms()
+        catalogue = _read_types(self.settings)
+
+        def enter(connection: sa.Connection) -> None:
+            for spoke, key_id in pinned.items():
+                spokes.admit(connection, spoke, key_id)
+            for kind in catalogue:
+                types.put(connection, kind, now_ms)
+
+        await self._writer.run(enter)
+        await self.reload_types()
+
+    async def _run_bus(self) -> None:
+        nats = self.settings.nats
+        self._bus = await Bus.connect(
+            nats.url,
+            name=self.settings.hub.id,
+            user=nats.user,
+            password=nats.password,
+            inbox_prefix="_INBOX_hub",
+        )
+        self._bus.on_connect(self._wake_everything)
+        self._watch = Watch(
+            self._bus, self.reader, self._seal, self._trust_of, self._fanout, self.now_ms,
+            reader_id=f"{self.settings.hub.id}-{secrets.token_hex(4)}", suspect_ms=self._suspect_ms,
+        )  # fmt: skip
+        await self._watch.listen()
+        await self._bus.listen(
+            subjects.ALL_REPORTS, self._on_report, group=subjects.HUB_QUEUE_GROUP, parallel=True
+        )
+        self._wake_everything()
+
+    async def _run_placement(self) -> None:
+        while True:
+            self._place_wanted.clear()
+            try:
+                await self.do(ripen.ripen)
+                await self.do(lambda c, now_ms: place.place(c, now_ms, self._suspect_ms))
+            except UnavailableError as error:
+                log.warning("placement_waits", error=str(error))
+                await asyncio.sleep(LOOK_S)
+            await _wait(self._place_wanted, LOOK_S)
+
+    async def _run_dispatch(self, spoke: str, wanted: asyncio.Event) -> None:
+        while True:
+            wanted.clear()
+            wait_s = LOOK_S
+            try:
+                sealed = await self._dispatch(spoke)
+                if sealed.next_ms is not None:
+                    wait_s = max(0.0, (sealed.next_ms - self.now_ms()) / 1000)
+            except UnavailableError as error:
+                log.warning("dispatch_waits", spoke=spoke, error=str(error))
+            await _wait(wanted, wait_s if wait_s else 0.001)
+
+    async def _dispatch(self, spoke: str) -> Dispatch:
+        if self._bus is None or not self._bus.is_connected:
+            raise UnavailableError("NATS is away")
+        now_ms = self.now_ms()
+        sealed = await self._writer.run(
+            lambda c: dispatch(c, spoke, self._seal, now_ms, self._suspect_ms)
+        )
+        for envelope in sealed.envelopes:
+            await self._bus.publish(subjects.commands(spoke), envelope)
+        self.metrics.envelopes_sent.inc(len(sealed.envelopes))
+        return sealed
+
+    async def _spawn_groups(self) -> None:
+        while self._orders:
+            group = self._orders[:MAX_ORDERS_PER_COMMIT]
+            del self._orders[:MAX_ORDERS_PER_COMMIT]
+            flat = [order for orders, _ in group for order in orders]
+            try:
+                results = iter(await self.do(lambda c, now_ms, flat=flat: spawn(c, flat, now_ms)))
+            except Exception as error:  # each caller of the group gets it
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            self.metrics.accepted.inc(len(flat))
+            for orders, future in group:
+                mine = [next(results) for _ in orders]
+                if not future.done():
+                    future.set_result(mine)
+        self._spawning = None
+
+    async def _on_report(self, subject: str, data: bytes) -> bytes | None:
+        """Answer what a spoke says; to what proves no sender nothing is answered, and it is counted."""
+        spoke = subjects.spoke_of(subject)
+        try:
+            trust = await self._trust_or_admit(spoke)
+            report = open_report(data, REQUESTS, trust)
+            sealed, nudges = await self._writer.run(
+                lambda c: intake(c, report, self._seal, self.now_ms())
+            )
+        except RefusalError as error:
+            self.metrics.refusals.labels(error.refusal.value).inc()
+            log.warning(
+                "report_refused", spoke=spoke, refusal=error.refusal.value, detail=str(error)
+            )
+            return None
+        except FelloeError as error:
+            log.warning("report_not_taken", spoke=spoke, error=str(error))
+            return None
+        self._nudge(nudges)
+        return sealed
+
+    # --- small parts ---------------------------------------------------------------------------------
+
+    def _trust_of(self, spoke: str) -> SpokeTrust | None:
+        keys = self._pins.keys_of(spoke)
+        return SpokeTrust(self._seal.federation, spoke, keys) if keys else None
+
+    async def _trust_or_admit(self, spoke: str) -> SpokeTrust:
+        trust = self._trust_of(spoke)
+        if trust is not None:
+            return trust
+        pinned = self._pins.read()
+        if spoke not in pinned:
+            raise NotFoundError(
+                f"no key is pinned for spoke {spoke}: put {spoke}.pub into {self.settings.keys.spokes}"
+            )
+        await self._writer.run(lambda c: spokes.admit(c, spoke, pinned[spoke]))
+        return SpokeTrust(self._seal.federation, spoke, self._pins.keys_of(spoke))
+
+    def _nudge(self, nudges: Nudges) -> None:
+        if nudges.place:
+            self._place_wanted.set()
+        for spoke in nudges.spokes:
+            self._wake_dispatch(spoke)
+        self._fanout.wake(nudges.agents)
+
+    def _wake_dispatch(self, spoke: str) -> None:
+        wanted = self._dispatch_wanted.get(spoke)
+        if wanted is None and self._tasks is not None:
+            wanted = self._dispatch_wanted[spoke] = asyncio.Event()
+            self._tasks.create_task(self._run_dispatch(spoke, wanted), name=f"dispatch {spoke}")
+        if wanted is not None:
+            wanted.set()
+
+    def _wake_everything(self) -> None:
+        self._place_wanted.set()
+        for spoke in self.reader.run(spokes.all):
+            self._wake_dispatch(spoke.id)
+
+    def _dispatchers(self) -> list[asyncio.Task[None]]:
+        return [task for task in asyncio.all_tasks() if task.get_name().startswith("dispatch ")]
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _read_types(settings: HubSettings) -> list[AgentType]:
+    return [] if settings.hub.types is None else read_types(settings.hub.types)
