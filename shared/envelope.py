@@ -25,29 +25,33 @@ class Refusal(StrEnum):
     """Why trust or policy said no. Named, counted, and where it concerns an item, signed and audited."""
 
     # the envelope
-    TOO_LARGE = "too_large"
-    NOT_AN_ENVELOPE = "not_an_envelope"
-    WRONG_TYPE = "wrong_type"
-    UNKNOWN_KEY = "unknown_key"
-    BAD_SIGNATURE = "bad_signature"
-    MALFORMED = "malformed"
-    NOT_CANONICAL = "not_canonical"
+    TOO_LARGE = "too_large"  # over 256 KiB, or an item over 64 KiB
+    NOT_AN_ENVELOPE = "not_an_envelope"  # no DSSE envelope
+    WRONG_TYPE = "wrong_type"  # a payload type that has no business on this subject
+    UNKNOWN_KEY = "unknown_key"  # not signed by a key in that role
+    BAD_SIGNATURE = "bad_signature"  # a known key, but not its signature over these bytes
+    MALFORMED = "malformed"  # not exactly the fields, types and bounds of its purpose
+    NOT_CANONICAL = "not_canonical"  # not the one encoding: a key twice, whitespace, loose base64
     # its header
-    WRONG_FEDERATION = "wrong_federation"
-    WRONG_ISSUER = "wrong_issuer"
-    WRONG_AUDIENCE = "wrong_audience"
-    WRONG_INCARNATION = "wrong_incarnation"
-    WRONG_ANSWER = "wrong_answer"
-    EXPIRED = "expired"
-    FROM_THE_FUTURE = "from_the_future"
-    WINDOW_TOO_LONG = "window_too_long"
-    MIXED_KILL = "mixed_kill"
-    SPOKE_CLOCK = "spoke_clock"
+    WRONG_FEDERATION = "wrong_federation"  # of another trust root
+    WRONG_ISSUER = "wrong_issuer"  # of another hub or spoke than the key belongs to
+    WRONG_AUDIENCE = "wrong_audience"  # for another spoke
+    WRONG_INCARNATION = "wrong_incarnation"  # for another life of this spoke's journal
+    WRONG_ANSWER = "wrong_answer"  # the answer to another request
+    EXPIRED = "expired"  # its time is over
+    FROM_THE_FUTURE = "from_the_future"  # over 30 s ahead of our clock
+    WINDOW_TOO_LONG = "window_too_long"  # valid for over ten minutes
+    MIXED_KILL = "mixed_kill"  # kills together with something else
+    SPOKE_CLOCK = (
+        "spoke_clock"  # our clock is over 30 s behind the newest signed time, so it cannot judge
+    )
     # an item
-    EQUIVOCATION = "equivocation"
-    QUEUE_FULL = "queue_full"
-    POLICY = "policy"
-    SUPERSEDED = "superseded"
+    EQUIVOCATION = (
+        "equivocation"  # an id that we know, with other bytes: changes nothing, raises the alarm
+    )
+    QUEUE_FULL = "queue_full"  # no room at this spoke for now: the hub places it again
+    POLICY = "policy"  # the site owner's veto: the hub tries elsewhere
+    SUPERSEDED = "superseded"  # a newer generation or a newer wanted state is known here
 
 
 class RefusalError(FelloeError):

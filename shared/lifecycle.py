@@ -30,9 +30,9 @@ class State(StrEnum):
     QUEUED = "queued"  # accepted by the spoke: inbox and queue are committed there
     RUNNING = "running"  # an attempt is alive
     RETRYING = "retrying"  # queued with a delay, after an attempt that failed
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    KILLED = "killed"
+    SUCCEEDED = "succeeded"  # it exited with code 0
+    FAILED = "failed"  # its attempts are used up, or another one could not help
+    KILLED = "killed"  # by order, and proven gone
     CANCELLED = "cancelled"  # a dependency failed
     EXPIRED = "expired"  # its deadline passed before it started
     LOST = "lost"  # the hub's word only: nothing was heard of its spoke for `lost_after`
@@ -41,8 +41,8 @@ class State(StrEnum):
 class Fact(StrEnum):
     """What can happen to an agent."""
 
-    RELEASED = "released"
-    DUE = "due"
+    RELEASED = "released"  # an operator lets a held agent go
+    DUE = "due"  # its start time has come and its dependencies are done
     PLACED = "placed"
     RETURNED = "returned"  # the spoke refused for now (`queue_full`, `policy`): place it elsewhere or later
     QUEUED = "queued"

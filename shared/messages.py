@@ -250,14 +250,14 @@ Query = Status | Tail
 
 
 class ExitKind(StrEnum):
-    EXITED = "exited"
-    SIGNALED = "signaled"
+    EXITED = "exited"  # with its code
+    SIGNALED = "signaled"  # ended by a signal
     START_FAILED = "start_failed"  # the command could not be executed: the author's
     SETUP_FAILED = "setup_failed"  # the sandbox could not be made: ours
-    TIMEOUT = "timeout"
-    OUT_OF_MEMORY = "out_of_memory"
-    OUTPUT_CAP = "output_cap"
-    KILLED = "killed"
+    TIMEOUT = "timeout"  # over the agent's own time limit
+    OUT_OF_MEMORY = "out_of_memory"  # over its memory limit
+    OUTPUT_CAP = "output_cap"  # wrote twice what it may
+    KILLED = "killed"  # by a kill command
     UNKNOWN = "exit_unknown"  # proven gone, no code recorded
 
 

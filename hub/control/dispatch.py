@@ -29,10 +29,10 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dispatch(msgspec.Struct, frozen=True):
-    """Envelopes to publish, and when to look again (None: nothing waits)."""
+    """Envelopes to publish, and in how many ms to look again (None: nothing waits)."""
 
     envelopes: list[bytes]
-    next_ms: int | None
+    wait_ms: int | None
 
 
 def dispatch(
@@ -53,7 +53,8 @@ def dispatch(
             envelopes.append(envelope)
             proofs.append((sha256(envelope), [next(ids) for _ in items]))
     outbox.note_sent(connection, spoke_id, proofs, rows, now_ms)
-    return Dispatch(envelopes, outbox.next_due_ms(connection, spoke_id))
+    next_ms = outbox.next_due_ms(connection, spoke_id)
+    return Dispatch(envelopes, None if next_ms is None else max(0, next_ms - now_ms))
 
 
 def command_header(
@@ -73,7 +74,7 @@ def command_header(
 
 
 def answer(
-    connection: sa.Connection, spoke: Spoke, item: Answer, re: str, seal: Seal, now_ms: int
+    connection: sa.Connection, spoke: Spoke, item: Answer, *, re: str, seal: Seal, now_ms: int
 ) -> bytes:
     """Return the signed answer to the request whose envelope hashes to `re`."""
     header = AnswerHeader(

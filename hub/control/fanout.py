@@ -5,7 +5,7 @@ the event *before* reading, else what is committed between the two is seen late.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 ANY = ""
@@ -34,7 +34,7 @@ class Fanout:
                 event.set()
 
     @contextmanager
-    def watching(self, agent: str | None) -> Iterator[asyncio.Event]:
+    def watching(self, agent: str | None) -> Generator[asyncio.Event]:
         """Lend an event that is set whenever something of `agent` (None: of any agent) was committed."""
         key = agent or ANY
         event = asyncio.Event()

@@ -10,7 +10,7 @@ The loops are woken by nudges after a commit and look by themselves every second
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeVar
 
@@ -19,21 +19,23 @@ import structlog
 
 from hub.config import HubSettings
 from hub.control import place, ripen
+from hub.control.catalogue import read_types
 from hub.control.dispatch import Dispatch, Seal, dispatch
+from hub.control.dispatcher import LOOK_S, Dispatchers, wait
 from hub.control.fanout import Fanout
+from hub.control.grouping import SpawnGroups
 from hub.control.intake import intake
 from hub.control.metrics import Metrics
 from hub.control.nudges import Nudges
+from hub.control.pins import Pins
 from hub.control.spawn import Spawned, spawn
 from hub.control.watch import LogPiece, Watch
 from hub.core.admission import Order
-from hub.control.catalogue import read_types
 from hub.schemas import AgentType
 from hub.store import spokes, types
 from hub.store.agents import Agent
 from hub.store.engine import HubLock, open_engine
 from hub.store.migrate import upgrade
-from hub.control.pins import Pins
 from hub.store.writer import Reader, UseCase, Writer
 from shared import clock, subjects
 from shared.bus import Bus
@@ -46,58 +48,56 @@ from shared.trust import REQUESTS, SpokeTrust, federation_of, open_report
 log = structlog.get_logger()
 
 T = TypeVar("T")
-LOOK_S = 1.0
-MAX_ORDERS_PER_COMMIT = 500
 
 
 class Hub:
     """One hub process. Built by `open`; the API's handlers get it as an argument."""
 
     def __init__(
-        self, settings: HubSettings, bus: "Bus | None", writer: Writer, reader: Reader, seal: Seal
+        self,
+        settings: HubSettings,
+        writer: Writer,
+        reader: Reader,
+        seal: Seal,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self.settings = settings
         self.reader = reader
         self.metrics = Metrics()
         self.stopping = asyncio.Event()
         self.types: Mapping[str, AgentType] = {}
-        self._bus = bus
         self._writer = writer
         self._seal = seal
+        self._bus: Bus | None = None
+        self._watch: Watch | None = None
         self._pins = Pins(settings.keys.spokes)
         self._fanout = Fanout()
         self._suspect_ms = int(settings.timing.suspect_s * 1000)
         self._place_wanted = asyncio.Event()
-        self._dispatch_wanted: dict[str, asyncio.Event] = {}
-        self._orders: list[
-            tuple[Sequence[Order], asyncio.Future[list[Spawned | FelloeError]]]
-        ] = []
-        self._spawning: asyncio.Task[None] | None = None
-        self._watch: Watch | None = None
-        self._tasks: asyncio.TaskGroup | None = None
+        self._groups = SpawnGroups(self._commit_orders, tasks)
+        self._dispatchers = Dispatchers(tasks, lambda: self._bus, self._seal_due)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: HubSettings) -> "AsyncIterator[Hub]":
+    async def open(cls, settings: HubSettings) -> "AsyncGenerator[Hub]":
         """Lock the database, bring it up to date, start the loops; NATS may come later. Ends all of it on exit."""
         signer = KeySigner.from_file(settings.keys.hub, "hub")
-        settings.database.file.parent.mkdir(parents=True, exist_ok=True)
-        lock = HubLock(settings.database.file)
-        upgrade(settings.database.file)
+        file = settings.database.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = HubLock(file)
+        upgrade(file)
+        command_ms = int(settings.timing.command_s * 1000)
+        federation = federation_of(signer.public)
         seal = Seal(
-            hub=settings.hub.id,
-            federation=federation_of(signer.public),
-            signer=signer,
-            command_ms=int(settings.timing.command_s * 1000),
+            hub=settings.hub.id, federation=federation, signer=signer, command_ms=command_ms
         )
-        writer = Writer(open_engine(settings.database.file), settings.hub.id)
+        writer = Writer(open_engine(file), settings.hub.id)
         writer.start()
-        reader = Reader(open_engine(settings.database.file, read_only=True))
-        hub = cls(settings, None, writer, reader, seal)
+        reader = Reader(open_engine(file, read_only=True))
         try:
-            await hub._take_stock()
             async with asyncio.TaskGroup() as tasks:
-                hub._tasks = tasks
+                hub = cls(settings, writer, reader, seal, tasks)
+                await hub._take_stock()
                 running = [
                     tasks.create_task(hub._run_placement()),
                     tasks.create_task(hub._run_bus()),
@@ -105,12 +105,7 @@ class Hub:
                 try:
                     yield hub
                 finally:
-                    hub.stopping.set()
-                    hub._fanout.wake_all()
-                    for task in [*running, *hub._dispatchers()]:
-                        task.cancel()
-                    if hub._bus is not None:
-                        await hub._bus.close()
+                    await hub._stop(running)
         finally:
             await writer.stop()
             reader.close()
@@ -123,13 +118,7 @@ class Hub:
 
     async def spawn(self, orders: Sequence[Order]) -> list[Spawned | FelloeError]:
         """Store agents, grouped with whoever else spawns while the last group is being committed."""
-        future: asyncio.Future[list[Spawned | FelloeError]] = (
-            asyncio.get_running_loop().create_future()
-        )
-        self._orders.append((orders, future))
-        if self._spawning is None and self._tasks is not None:
-            self._spawning = self._tasks.create_task(self._spawn_groups())
-        return await future
+        return await self._groups.spawn(orders)
 
     async def do(self, use_case: Callable[[sa.Connection, int], tuple[T, Nudges]]) -> T:
         """Run a use case durably, then wake whom it nudged."""
@@ -217,9 +206,15 @@ class Hub:
         )
         self._bus.on_connect(self._wake_everything)
         self._watch = Watch(
-            self._bus, self.reader, self._seal, self._trust_of, self._fanout, self.now_ms,
-            reader_id=f"{self.settings.hub.id}-{secrets.token_hex(4)}", suspect_ms=self._suspect_ms,
-        )  # fmt: skip
+            self._bus,
+            self.reader,
+            self._seal,
+            trust_of=self._trust_of,
+            fanout=self._fanout,
+            clock=self.now_ms,
+            reader_id=f"{self.settings.hub.id}-{secrets.token_hex(4)}",
+            suspect_ms=self._suspect_ms,
+        )
         await self._watch.listen()
         await self._bus.listen(
             subjects.ALL_REPORTS, self._on_report, group=subjects.HUB_QUEUE_GROUP, parallel=True
@@ -235,50 +230,29 @@ class Hub:
             except UnavailableError as error:
                 log.warning("placement_waits", error=str(error))
                 await asyncio.sleep(LOOK_S)
-            await _wait(self._place_wanted, LOOK_S)
+            await wait(self._place_wanted, LOOK_S)
 
-    async def _run_dispatch(self, spoke: str, wanted: asyncio.Event) -> None:
-        while True:
-            wanted.clear()
-            wait_s = LOOK_S
-            try:
-                sealed = await self._dispatch(spoke)
-                if sealed.next_ms is not None:
-                    wait_s = max(0.0, (sealed.next_ms - self.now_ms()) / 1000)
-            except UnavailableError as error:
-                log.warning("dispatch_waits", spoke=spoke, error=str(error))
-            await _wait(wanted, wait_s if wait_s else 0.001)
-
-    async def _dispatch(self, spoke: str) -> Dispatch:
-        if self._bus is None or not self._bus.is_connected:
-            raise UnavailableError("NATS is away")
+    async def _seal_due(self, spoke: str) -> Dispatch:
         now_ms = self.now_ms()
         sealed = await self._writer.run(
             lambda c: dispatch(c, spoke, self._seal, now_ms, self._suspect_ms)
         )
-        for envelope in sealed.envelopes:
-            await self._bus.publish(subjects.commands(spoke), envelope)
         self.metrics.envelopes_sent.inc(len(sealed.envelopes))
         return sealed
 
-    async def _spawn_groups(self) -> None:
-        while self._orders:
-            group = self._orders[:MAX_ORDERS_PER_COMMIT]
-            del self._orders[:MAX_ORDERS_PER_COMMIT]
-            flat = [order for orders, _ in group for order in orders]
-            try:
-                results = iter(await self.do(lambda c, now_ms, flat=flat: spawn(c, flat, now_ms)))
-            except Exception as error:  # each caller of the group gets it
-                for _, future in group:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            self.metrics.accepted.inc(len(flat))
-            for orders, future in group:
-                mine = [next(results) for _ in orders]
-                if not future.done():
-                    future.set_result(mine)
-        self._spawning = None
+    async def _commit_orders(self, orders: Sequence[Order]) -> list[Spawned | FelloeError]:
+        results = await self.do(lambda c, now_ms: spawn(c, orders, now_ms))
+        self.metrics.accepted.inc(len(orders))
+        return results
+
+    async def _stop(self, running: Sequence[asyncio.Task[None]]) -> None:
+        self.stopping.set()
+        self._fanout.wake_all()
+        self._dispatchers.stop()
+        for task in running:
+            task.cancel()
+        if self._bus is not None:
+            await self._bus.close()
 
     async def _on_report(self, subject: str, data: bytes) -> bytes | None:
         """Answer what a spoke says; to what proves no sender nothing is answered, and it is counted."""
@@ -323,32 +297,13 @@ class Hub:
         if nudges.place:
             self._place_wanted.set()
         for spoke in nudges.spokes:
-            self._wake_dispatch(spoke)
+            self._dispatchers.wake(spoke)
         self._fanout.wake(nudges.agents)
-
-    def _wake_dispatch(self, spoke: str) -> None:
-        wanted = self._dispatch_wanted.get(spoke)
-        if wanted is None and self._tasks is not None:
-            wanted = self._dispatch_wanted[spoke] = asyncio.Event()
-            self._tasks.create_task(self._run_dispatch(spoke, wanted), name=f"dispatch {spoke}")
-        if wanted is not None:
-            wanted.set()
 
     def _wake_everything(self) -> None:
         self._place_wanted.set()
         for spoke in self.reader.run(spokes.all):
-            self._wake_dispatch(spoke.id)
-
-    def _dispatchers(self) -> list[asyncio.Task[None]]:
-        return [task for task in asyncio.all_tasks() if task.get_name().startswith("dispatch ")]
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return
+            self._dispatchers.wake(spoke.id)
 
 
 def _read_types(settings: HubSettings) -> list[AgentType]:

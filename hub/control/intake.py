@@ -35,7 +35,7 @@ def intake(
         raise RefusalError(Refusal.UNKNOWN_KEY, f"{spoke.id} is {spoke.connection}")
     match report.items[0]:
         case Hello() as hello:
-            return _hello(connection, spoke, hello, report, seal, now_ms)
+            return _hello(connection, spoke, hello, report, seal=seal, now_ms=now_ms)
         case Heartbeat() as heartbeat:
             nudges = _heartbeat(connection, spoke, heartbeat, report, now_ms)
         case Event():
@@ -50,7 +50,9 @@ def _ack(
     connection: sa.Connection, spoke_id: str, report: TrustedReport, seal: Seal, now_ms: int
 ) -> bytes:
     spoke = spokes.find(connection, spoke_id)
-    return dispatch.answer(connection, spoke, Ack(witness=None), report.sha256, seal, now_ms)
+    return dispatch.answer(
+        connection, spoke, Ack(witness=None), re=report.sha256, seal=seal, now_ms=now_ms
+    )
 
 
 def _hello(
@@ -58,6 +60,7 @@ def _hello(
     spoke: Spoke,
     hello: Hello,
     report: TrustedReport,
+    *,
     seal: Seal,
     now_ms: int,
 ) -> tuple[bytes, Nudges]:
@@ -73,7 +76,9 @@ def _hello(
         log.warning(
             "new_incarnation", spoke=spoke.id, incarnation=incarnation, head_seq=hello.head_seq
         )
-    spokes.note_hello(connection, spoke.id, incarnation, evt_ack, hello.offer, now_ms)
+    spokes.note_hello(
+        connection, spoke.id, hello.offer, incarnation=incarnation, evt_ack=evt_ack, now_ms=now_ms
+    )
     outbox.reopen(connection, spoke.id, now_ms, accepted_too=not goes_on)
     welcome = Welcome(
         nonce=hello.nonce,
@@ -82,7 +87,9 @@ def _hello(
         witness=None,
     )
     now_known = spokes.find(connection, spoke.id)
-    sealed = dispatch.answer(connection, now_known, welcome, report.sha256, seal, now_ms)
+    sealed = dispatch.answer(
+        connection, now_known, welcome, re=report.sha256, seal=seal, now_ms=now_ms
+    )
     return sealed, Nudges(place=True, spokes=frozenset({spoke.id}))
 
 

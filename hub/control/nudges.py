@@ -24,6 +24,6 @@ def join(all_of: Iterable[Nudges]) -> Nudges:
     found = list(all_of)
     return Nudges(
         place=any(nudges.place for nudges in found),
-        spokes=frozenset().union(*(nudges.spokes for nudges in found)),
-        agents=frozenset().union(*(nudges.agents for nudges in found)),
+        spokes=frozenset(spoke for nudges in found for spoke in nudges.spokes),
+        agents=frozenset(agent for nudges in found for agent in nudges.agents),
     )

@@ -37,10 +37,8 @@ def kill(
     """Order that every generation of an agent be gone. Of no effect on one that ended or is being killed."""
     agent = agents.find(connection, tenant, agent_id)
     if (
-        agent.state in ENDED
-        and agent.state is not State.LOST
-        or agent.kill_requested_ms is not None
-    ):
+        agent.state in ENDED and agent.state is not State.LOST
+    ) or agent.kill_requested_ms is not None:
         return agent, NOTHING
     open_ = [
         placement
@@ -51,14 +49,16 @@ def kill(
         agent, kill_gen=agent.gen, kill_requested_ms=now_ms, updated_ms=now_ms
     )
     for placement in open_:
-        item = _kill_item(asked, placement, actor, grace_ms, reason or KILL_REASON, now_ms)
+        item = _kill_item(
+            asked, placement, now_ms, actor=actor, grace_ms=grace_ms, reason=reason or KILL_REASON
+        )
         outbox.put(connection, placement.spoke, [item], now_ms)
     facts = [fact(asked, "kill_requested", now_ms, now_ms)]
     if not open_:
         asked = _ended(asked, Fact.KILLED, reason or KILL_REASON, now_ms)
         asked = msgspec.structs.replace(asked, kill_accepted_ms=now_ms, kill_confirmed_ms=now_ms)
         facts.append(fact(asked, Fact.KILLED.value, now_ms, now_ms))
-    _store(connection, asked, facts, actor, "kill", now_ms)
+    _store(connection, asked, facts, now_ms, actor=actor, action="kill")
     touched = frozenset(placement.spoke for placement in open_)
     return asked, Nudges(place=True, spokes=touched, agents=frozenset({agent_id}))
 
@@ -77,9 +77,9 @@ def release(
         connection,
         released,
         [fact(released, Fact.RELEASED.value, now_ms, now_ms)],
-        actor,
-        "release",
         now_ms,
+        actor=actor,
+        action="release",
     )
     return released, Nudges(place=True, agents=frozenset({agent_id}))
 
@@ -104,9 +104,9 @@ def remove(
             connection,
             removed,
             [fact(removed, Fact.KILLED.value, now_ms, now_ms)],
-            actor,
-            "remove",
             now_ms,
+            actor=actor,
+            action="remove",
         )
         return removed, Nudges(agents=frozenset({agent_id}))
     for placement in open_:
@@ -123,9 +123,9 @@ def remove(
         connection,
         agent,
         [fact(agent, "remove_requested", now_ms, now_ms)],
-        actor,
-        "remove",
         now_ms,
+        actor=actor,
+        action="remove",
     )
     return agent, Nudges(
         spokes=frozenset(placement.spoke for placement in open_), agents=frozenset({agent_id})
@@ -142,7 +142,9 @@ def requeue(
     now_ms: int,
 ) -> tuple[list[tuple[str, str]], Nudges]:
     """Send dead letters back: each is placed anew with the next generation. Per agent: "" or why not."""
-    return _each_dead(connection, tenant, agent_ids, actor, "requeue", reason, now_ms)
+    return _each_dead(
+        connection, tenant, agent_ids, "requeue", actor=actor, reason=reason, now_ms=now_ms
+    )
 
 
 def discard(
@@ -155,7 +157,9 @@ def discard(
     now_ms: int,
 ) -> tuple[list[tuple[str, str]], Nudges]:
     """Take dead letters off the list; the agents stay `failed`. Per agent: "" or why not."""
-    return _each_dead(connection, tenant, agent_ids, actor, "discard", reason, now_ms)
+    return _each_dead(
+        connection, tenant, agent_ids, "discard", actor=actor, reason=reason, now_ms=now_ms
+    )
 
 
 def pause(
@@ -199,8 +203,9 @@ def _each_dead(
     connection: sa.Connection,
     tenant: str,
     agent_ids: Sequence[str],
-    actor: str,
     action: str,
+    *,
+    actor: str,
     reason: str,
     now_ms: int,
 ) -> tuple[list[tuple[str, str]], Nudges]:
@@ -221,9 +226,9 @@ def _each_dead(
             connection,
             changed,
             [msgspec.structs.replace(told, reason=reason)],
-            actor,
-            action,
             now_ms,
+            actor=actor,
+            action=action,
         )
         results.append((agent_id, ""))
         nudges.append(Nudges(place=action == "requeue", agents=frozenset({agent_id})))
@@ -256,7 +261,13 @@ def _take_back(connection: sa.Connection, placement: Placement, now_ms: int) -> 
 
 
 def _kill_item(
-    agent: Agent, placement: Placement, actor: str, grace_ms: int | None, reason: str, now_ms: int
+    agent: Agent,
+    placement: Placement,
+    now_ms: int,
+    *,
+    actor: str,
+    grace_ms: int | None,
+    reason: str,
 ) -> Kill:
     return Kill(
         id=uuid7(now_ms),
@@ -285,9 +296,10 @@ def _store(
     connection: sa.Connection,
     agent: Agent,
     facts: Sequence[events.NewEvent],
+    now_ms: int,
+    *,
     actor: str,
     action: str,
-    now_ms: int,
 ) -> None:
     row: dict[str, Any] = agents.to_row(agent)
     agents.update(connection, [row])

@@ -20,6 +20,7 @@ from hub.store.placements import Placement
 from hub.store.writer import Reader
 from shared import subjects
 from shared.bus import Bus
+from shared.clock import Clock
 from shared.errors import UnavailableError
 from shared.ids import uuid7
 from shared.lifecycle import ENDED
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 
 LEASE_MS: Final = 30_000
 RENEW_S: Final = 10.0
-# A tail that says nothing for this long is asked again: the link may have been away.
+# More than this is dropped here, noticed by its offset, and asked for again.
 MAX_PIECES_WAITING: Final = 512
 
 PieceKind = Literal["data", "gap", "attempt_end", "absent", "end"]
@@ -57,9 +58,17 @@ class Watch:
     """The questions of this hub process. `listen` once, after the bus is there."""
 
     def __init__(
-        self, bus: Bus, reader: Reader, seal: Seal, trust_of: TrustOf, fanout: Fanout, clock: Callable[[], int],
-        *, reader_id: str, suspect_ms: int,
-    ) -> None:  # fmt: skip
+        self,
+        bus: Bus,
+        reader: Reader,
+        seal: Seal,
+        *,
+        trust_of: TrustOf,
+        fanout: Fanout,
+        clock: Clock,
+        reader_id: str,
+        suspect_ms: int,
+    ) -> None:
         self._bus = bus
         self._reader = reader
         self._seal = seal
@@ -103,81 +112,62 @@ class Watch:
     async def tail(
         self, agent: Agent, *, gen: int, attempt: int, offset: int, follow: bool
     ) -> AsyncIterator[LogPiece]:
-        """Yield an agent's output from a position on, over all generations from `gen`, and what is missing of it."""
-        at = LogPiece(gen=gen, attempt=attempt, offset=offset, kind="data")
+        """Yield an agent's output from a position on, over all generations, and say what is missing of it."""
+        place = _Place(gen, attempt, offset)
         with self._fanout.watching(agent.id) as changed:
             while True:
                 changed.clear()
-                agent = self._reader.run(lambda c: agents.find(c, agent.tenant, agent.id))
-                placed = next((p for p in self._placements(agent) if p.gen >= at.gen), None)
-                if placed is None:
+                agent = self._again(agent)
+                placed = next((p for p in self._placements(agent) if p.gen >= place.gen), None)
+                if placed is None or placed.accepted_ms is None:
                     if agent.state in ENDED or not follow:
                         break
                     await changed.wait()
                     continue
-                if placed.gen > at.gen:
-                    at = LogPiece(gen=placed.gen, attempt=1, offset=0, kind="data")
-                done = False
-                async for piece in self._tail_of(agent, placed, at, follow=follow):
-                    if piece.kind == "end":
-                        done = True
-                        break
-                    at = piece
+                place.start(placed.gen)
+                async for piece in self._tail_of(agent, placed, place, follow=follow):
                     yield piece
-                if not done and not follow:
+                if place.gen > placed.gen:
+                    continue
+                if not follow:
                     return
-                if done:
-                    at = LogPiece(gen=placed.gen + 1, attempt=1, offset=0, kind="data")
-        yield LogPiece(
-            gen=at.gen, attempt=at.attempt, offset=at.offset, kind="end", reason=agent.state.value
-        )
+                await self._until_online(placed.spoke)
+        yield place.piece("end", agent.state.value)
 
     async def _tail_of(
-        self, agent: Agent, placed: Placement, at: LogPiece, *, follow: bool
+        self, agent: Agent, placed: Placement, place: "_Place", *, follow: bool
     ) -> AsyncIterator[LogPiece]:
-        """Yield one generation's output; ends with an `end` piece, or without one when its spoke went away."""
+        """Yield one generation's output and move `place` along; past its end, `place` is in the next generation."""
+        away = f"spoke {placed.spoke} is away; its output is kept there"
         if not self._is_online(placed.spoke):
-            yield _absent(at, placed.spoke)
-            if follow:
-                await self._until_online(placed.spoke)
+            yield place.piece("absent", away)
             return
         tail = Tail(
             id=uuid7(self._clock()), actor=self._seal.hub, tenant=agent.tenant, trace=agent.trace, agent=agent.id,
-            gen=placed.gen, attempt=at.attempt, offset=at.next_offset, lease_ms=LEASE_MS, follow=follow,
+            gen=placed.gen, attempt=place.attempt, offset=place.offset, lease_ms=LEASE_MS, follow=follow,
             reader=self._reader_id,
         )  # fmt: skip
         chunks: asyncio.Queue[LogChunk] = asyncio.Queue(MAX_PIECES_WAITING)
         self._tails[tail.id] = chunks
-        where = {LogStream.OUT: (at.attempt, at.next_offset), LogStream.ERR: (at.attempt, 0)}
         try:
             await self._ask(placed.spoke, tail)
-            while True:
-                chunk = await self._next_chunk(chunks, tail, placed.spoke)
+            while place.gen == placed.gen:
+                chunk = await self._next_chunk(chunks, tail, placed.spoke, follow=follow)
                 if chunk is None:
+                    yield place.piece("absent", away)
                     return
-                piece = _piece(chunk)
-                if piece.kind in ("data", "gap"):
-                    attempt, expected = where[piece.stream]
-                    if piece.attempt == attempt and piece.offset < expected:
-                        continue
-                    if (
-                        piece.attempt == attempt
-                        and piece.offset > expected
-                        and piece.kind == "data"
-                    ):
-                        return  # one was lost on the way: ask again from where we are
-                    length = chunk.length if piece.kind == "gap" else len(piece.data)
-                    where[piece.stream] = (piece.attempt, piece.offset + length)
-                yield piece
-                if piece.kind == "end":
-                    return
+                if not place.follows(chunk):
+                    return  # one was lost on the way: ask again from where we are
+                piece = place.take(chunk)
+                if piece is not None:
+                    yield piece
         except UnavailableError:
-            yield _absent(at, placed.spoke)
+            yield place.piece("absent", away)
         finally:
             del self._tails[tail.id]
 
     async def _next_chunk(
-        self, chunks: asyncio.Queue[LogChunk], tail: Tail, spoke: str
+        self, chunks: asyncio.Queue[LogChunk], tail: Tail, spoke: str, *, follow: bool
     ) -> LogChunk | None:
         """Return the next chunk, renewing the lease while there is none; None when the spoke went away."""
         while True:
@@ -185,7 +175,7 @@ class Watch:
                 async with asyncio.timeout(RENEW_S):
                     return await chunks.get()
             except TimeoutError:
-                if not self._is_online(spoke):
+                if not follow or not self._is_online(spoke):
                     return None
                 await self._ask(spoke, tail)
 
@@ -232,35 +222,75 @@ class Watch:
     def _placements(self, agent: Agent) -> list[Placement]:
         return self._reader.run(lambda c: placements.of_agent(c, agent.id))
 
+    def _again(self, agent: Agent) -> Agent:
+        return self._reader.run(lambda c: agents.find(c, agent.tenant, agent.id))
+
     def _is_online(self, spoke: str) -> bool:
         return self._reader.run(lambda c: spokes.find(c, spoke)).is_online(
             self._clock(), self._suspect_ms
         )
 
 
-def _absent(at: LogPiece, spoke: str) -> LogPiece:
-    reason = f"spoke {spoke} is away; its output is kept there"
-    return LogPiece(
-        gen=at.gen, attempt=at.attempt, offset=at.next_offset, kind="absent", reason=reason
-    )
+class _Place:
+    """Where a reader stands: the generation, the attempt, and the next byte of each stream."""
+
+    def __init__(self, gen: int, attempt: int, offset: int) -> None:
+        self.gen = gen
+        self.attempt = attempt
+        self._next = {LogStream.OUT: offset, LogStream.ERR: 0}
+
+    @property
+    def offset(self) -> int:
+        return self._next[LogStream.OUT]
+
+    def start(self, gen: int) -> None:
+        """Go to a generation, at its beginning if it is a later one."""
+        if gen > self.gen:
+            self.gen = gen
+            self._begin(1)
+
+    def follows(self, chunk: LogChunk) -> bool:
+        """Tell whether nothing is missing before this chunk."""
+        expected = self._next[chunk.stream] if chunk.attempt == self.attempt else 0
+        return chunk.kind is not LogKind.DATA or chunk.offset <= expected
+
+    def take(self, chunk: LogChunk) -> LogPiece | None:
+        """Move past a chunk; returns what of it is new, or None."""
+        if chunk.kind is LogKind.END:
+            self.start(self.gen + 1)
+            return None
+        if chunk.attempt > self.attempt:
+            self._begin(chunk.attempt)
+        length = chunk.length if chunk.kind is LogKind.GAP else len(chunk.data)
+        known = max(0, self._next[chunk.stream] - chunk.offset) if length else 0
+        if chunk.attempt < self.attempt or (length and known >= length):
+            return None
+        if length:
+            self._next[chunk.stream] = chunk.offset + length
+        if chunk.kind is LogKind.ATTEMPT_END:
+            self._begin(chunk.attempt + 1)
+        return LogPiece(
+            gen=chunk.gen, attempt=chunk.attempt, offset=chunk.offset + known, kind=_KINDS[chunk.kind],
+            stream=chunk.stream, data=chunk.data[known:], reason=chunk.reason or _gap_text(chunk),
+        )  # fmt: skip
+
+    def piece(self, kind: PieceKind, reason: str) -> LogPiece:
+        """Return a word about the stream at this place."""
+        return LogPiece(
+            gen=self.gen, attempt=self.attempt, offset=self.offset, kind=kind, reason=reason
+        )
+
+    def _begin(self, attempt: int) -> None:
+        self.attempt = attempt
+        self._next = {LogStream.OUT: 0, LogStream.ERR: 0}
+
+
+def _gap_text(chunk: LogChunk) -> str:
+    return f"{chunk.length} bytes are gone" if chunk.kind is LogKind.GAP else ""
 
 
 _KINDS: Final[dict[LogKind, PieceKind]] = {
     LogKind.DATA: "data",
     LogKind.GAP: "gap",
     LogKind.ATTEMPT_END: "attempt_end",
-    LogKind.END: "end",
 }
-
-
-def _piece(chunk: LogChunk) -> LogPiece:
-    return LogPiece(
-        gen=chunk.gen,
-        attempt=chunk.attempt,
-        offset=chunk.offset,
-        kind=_KINDS[chunk.kind],
-        stream=chunk.stream,
-        data=chunk.data,
-        reason=chunk.reason
-        or (f"{chunk.length} bytes are gone" if chunk.kind is LogKind.GAP else ""),
-    )

@@ -72,30 +72,34 @@ def credit(offer: Offer, unfinished: int, *, full: bool) -> int:
 
 def unfit(wanted: Requirements, spoke: Candidate) -> str | None:
     """Return why a spoke cannot take such an agent, apart from credit, or None when it can."""
-    offer = spoke.offer
-    if offer is None or not spoke.online:
-        return "not connected"
-    if not spoke.active:
-        return "suspended"
-    if spoke.cordoned:
-        return "cordoned"
-    if spoke.paused:
-        return "its queue is paused"
-    if abs(spoke.skew_ms) > SKEW_MS:
-        return f"its clock is off by {spoke.skew_ms} ms (spoke_clock)"
-    missing = [
+    return _out_of_service(spoke) or (
+        _missing(wanted, spoke.offer) if spoke.offer is not None else None
+    )
+
+
+def _out_of_service(spoke: Candidate) -> str | None:
+    reasons = (
+        (spoke.offer is None or not spoke.online, "not connected"),
+        (not spoke.active, "suspended"),
+        (spoke.cordoned, "cordoned"),
+        (spoke.paused, "its queue is paused"),
+        (abs(spoke.skew_ms) > SKEW_MS, f"its clock is off by {spoke.skew_ms} ms (spoke_clock)"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def _missing(wanted: Requirements, offer: Offer) -> str | None:
+    labels = [
         f"{key}={value}"
         for key, value in wanted.selector.items()
         if offer.labels.get(key) != value
     ]
-    if missing:
-        return f"lacks the label {', '.join(missing)}"
+    if labels:
+        return f"lacks the label {', '.join(labels)}"
     if wanted.sandbox not in offer.kinds:
         return f"offers no {wanted.sandbox} sandbox"
-    absent = [mount for mount in wanted.mounts if mount not in offer.mounts]
-    if absent:
-        return f"offers no mount {', '.join(absent)}"
-    return None
+    mounts = [mount for mount in wanted.mounts if mount not in offer.mounts]
+    return f"offers no mount {', '.join(mounts)}" if mounts else None
 
 
 def fitting(wanted: Requirements, spokes: Iterable[Candidate]) -> list[Candidate]:

@@ -175,7 +175,7 @@ def dead_counts(connection: sa.Connection, tenant: str) -> dict[str | None, int]
     query = sa.select(agents.c.spoke, sa.func.count()).where(
         agents.c.dead, agents.c.tenant == tenant
     )
-    return {spoke: count for spoke, count in connection.execute(query.group_by(agents.c.spoke))}
+    return {row.spoke: row[1] for row in connection.execute(query.group_by(agents.c.spoke))}
 
 
 # --- the pending -------------------------------------------------------------------------------------

@@ -13,9 +13,12 @@ import sqlalchemy as sa
 from hub.store import bulk
 from hub.store.tables import outbox, sent
 from shared.ids import sha256
-from shared.messages import Command, Kill, Spawn
+from shared.messages import Command, Kill, Remove, Spawn, Status, Tail
 from shared.retry import resend_delay_ms
 from shared.trust import encode_item
+
+# The commands that name an agent and a generation.
+ABOUT_AGENTS = (Spawn, Kill, Remove, Status, Tail)
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -36,11 +39,7 @@ def put(
     for item in items:
         raw = encode_item(item)
         hashes[item.id] = sha256(raw)
-        agent, gen = (
-            (item.agent, item.gen)
-            if isinstance(item, Spawn | Kill) or hasattr(item, "agent")
-            else (None, 0)
-        )
+        agent, gen = (item.agent, item.gen) if isinstance(item, ABOUT_AGENTS) else (None, 0)
         rows.append(
             {
                 "id": item.id, "tenant": item.tenant, "spoke": spoke, "op": type(item).__name__.lower(),

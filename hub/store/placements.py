@@ -36,7 +36,7 @@ def of_agent(connection: sa.Connection, agent: str) -> list[Placement]:
 def unfinished(connection: sa.Connection) -> dict[str, int]:
     """Return how many placements are not proven gone, per spoke: what credit is counted against."""
     query = "SELECT spoke, count(*) FROM placements WHERE gone_ms IS NULL GROUP BY spoke"
-    return {spoke: count for spoke, count in connection.exec_driver_sql(query)}
+    return {row[0]: row[1] for row in connection.exec_driver_sql(query)}
 
 
 def accept(connection: sa.Connection, rows: Sequence[tuple[str, int, int]]) -> None:

@@ -1,5 +1,7 @@
 """Spokes: who may speak, what they offered, and when they were last heard."""
 
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
 
@@ -66,11 +68,13 @@ def admit(connection: sa.Connection, spoke_id: str, key_id: str) -> None:
 def note_hello(
     connection: sa.Connection,
     spoke_id: str,
+    offer: Offer,
+    *,
     incarnation: int,
     evt_ack: int,
-    offer: Offer,
     now_ms: int,
 ) -> None:
+    """Keep what a spoke offers and where its journal stands; its heartbeats are counted anew."""
     values = {
         "incarnation": incarnation,
         "evt_ack": evt_ack,
@@ -138,14 +142,13 @@ def exclusions_of(
     return {(agent, spoke): (policy, reason) for agent, spoke, policy, reason in rows}
 
 
-def _spoke(row: sa.Row[tuple[object, ...]]) -> Spoke:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    offer, heartbeat = values["offer"], values["heartbeat"]
-    values["offer"] = _decode_offer(offer) if offer else None  # pyright: ignore[reportArgumentType] - text column
-    values["heartbeat"] = _decode_heartbeat(heartbeat) if heartbeat else None  # pyright: ignore[reportArgumentType]
+def _spoke(row: sa.Row[Any]) -> Spoke:
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    values["offer"] = _decode_offer(values["offer"]) if values["offer"] else None
+    values["heartbeat"] = _decode_heartbeat(values["heartbeat"]) if values["heartbeat"] else None
     for flag in ("is_full", "paused", "cordoned"):
         values[flag] = bool(values[flag])
-    return Spoke(**values)  # pyright: ignore[reportArgumentType] - the columns are the fields
+    return Spoke(**values)
 
 
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM spokes"  # noqa: S608 - our names
