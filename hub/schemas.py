@@ -12,7 +12,10 @@ from msgspec import Meta
 
 from shared.ids import Name, Uuid7
 from shared.lifecycle import State
-from shared.messages import ExitKind, Network, OnLost, OnPartition, SandboxKind, Stderr
+from shared.messages import ExitKind, LogStream, Network, OnLost, OnPartition, SandboxKind, Stderr
+
+# Of this distribution; a test holds it to pyproject.toml. Not from the metadata, so that a checkout runs as it is.
+VERSION = "0.1.0"
 
 PRIORITY_NAMES = {"critical": 10, "urgent": 10, "high": 8, "normal": 5, "low": 3, "bulk": 1}
 # The name of each level: the nearest named one at or below.
@@ -202,7 +205,9 @@ class AgentsQuery(Request, frozen=True, kw_only=True):
 class EventsQuery(Request, frozen=True, kw_only=True):
     """From where on; as JSON one page, as `text/event-stream` all that follows and then what comes."""
 
-    after: Annotated[EventId, Meta(description="`id` of the last event already known")] = 0
+    after: Annotated[EventId, Meta(description="`id` of the last event already known")] | None = (
+        None
+    )
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
 
 
@@ -346,6 +351,17 @@ class EventView(View, frozen=True, kw_only=True):
     generation: int
     attempt: int
     spoke: str | None
+
+
+class LogView(View, frozen=True, kw_only=True):
+    """A piece of output, or a word about it; `offset` counts the attempt's bytes, `text` is them as UTF-8."""
+
+    generation: int
+    attempt: int
+    stream: LogStream
+    offset: int
+    text: str
+    reason: str
 
 
 class EventPage(View, frozen=True, kw_only=True):

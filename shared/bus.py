@@ -14,6 +14,7 @@ What nats-py was seen to do, and what follows here:
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -144,7 +145,7 @@ class Bus:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.close()
+        await _hang_up(self._client)
 
     async def _dial(self) -> None:
         """Put a connected client in place, however long that takes: nats-py itself tries again and again."""
@@ -158,9 +159,7 @@ class Bus:
                 closed_cb=self._on_closed,
             )
         except BaseException:
-            # No callback may take the end of this client for the loss of a connection.
-            client._closed_cb = client._disconnected_cb = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            await client.close()
+            await _hang_up(client)
             raise
         self._client = client
 
@@ -208,3 +207,16 @@ class Bus:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _hang_up(client: Client) -> None:
+    """Close a client without callbacks: its end is no loss of a connection.
+
+    What it still holds for a server that is away would make nats-py fail in the middle of its own closing, and leave
+    the tasks of its subscriptions behind.
+    """
+    client._closed_cb = client._disconnected_cb = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if not client.is_connected:
+        client._pending, client._pending_data_size = [], 0  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    with contextlib.suppress(OSError):
+        await client.close()

@@ -22,13 +22,15 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class SpokeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who this spoke is and how much it takes on."""
 
-    name: Name
+    name: Name  # the same as at the hub, where `<name>.pub` is its key
     state: Path  # the state folder: must survive everything, so a disk or a persistent volume
     hub: Name = "hub"  # the id of the hub that it obeys
     labels: dict[str, str] = {}  # what selectors match
     slots: Annotated[int, Meta(ge=1, le=100_000)] = 200  # attempts alive at the same time
-    prefetch: Annotated[int, Meta(ge=0, le=200_000)] | None = None  # queued beyond the slots; None: 2 x slots
-    cap: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000  # ceiling of queued agents, running ones not counted
+    # Agents queued beyond the slots; without it twice the slots.
+    prefetch: Annotated[int, Meta(ge=0, le=200_000)] | None = None
+    # Ceiling of queued agents, running ones not counted.
+    cap: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
 
 
 class NatsGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +45,8 @@ class QueueGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """This spoke's Valkey (7.2 or later) or Redis (7.0 or later): `redis://…` or `unix:///…`."""
 
     url: str = "redis://127.0.0.1:6379/0"
-    allow_volatile: bool = False  # go on although `appendfsync always` is not set: a power cut then loses agents
+    # Go on although `appendfsync always` is not set: a power cut then loses agents.
+    allow_volatile: bool = False
 
 
 class KeysGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,24 +60,24 @@ class SandboxGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the site owner allows."""
 
     kinds: tuple[SandboxKind, ...] = ()  # empty: bubblewrap where it works, else nothing
-    mounts: dict[Name, Mount] = {}
+    mounts: dict[Name, Mount] = {}  # folders that agents may ask for by name, read-only
     allow_degraded: bool = False  # start sandboxes although this host cannot enforce every control
     allow_root: bool = False  # run sandboxes although the daemon is root
-    allow_host_network: bool = False
+    allow_host_network: bool = False  # agents that ask for `network: host` get it
 
 
 class LogsGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long finished output stays here, and how the daemon itself logs."""
 
-    keep_s: Seconds = 7 * 86_400.0
-    format: Literal["json", "text"] = "json"
+    keep_s: Seconds = 7 * 86_400.0  # output of ended attempts
+    format: Literal["json", "text"] = "json"  # text is for a person at a terminal
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class TimingGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Intervals; the defaults are what `architecture.md` fixes."""
+    """Intervals; the defaults are what the architecture fixes."""
 
-    heartbeat_s: Seconds = 10.0
+    heartbeat_s: Seconds = 10.0  # the hub takes a spoke without one for 30 s as suspect
     stop_s: Seconds = 10.0  # how long a graceful stop may take
 
 

@@ -2,9 +2,12 @@
 
 Each event is applied in its order to a working copy of its agent, through the one lifecycle table; what is written at
 the end is each agent's last state, every fact once, and what the facts prove about placements and outbox rows.
+
+A spoke is believed about what was placed *there* and is not yet gone, and about nothing else: a site that was taken
+over can neither end nor confirm what runs at another one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -36,10 +39,18 @@ _RETURNS: Final = frozenset({Refusal.QUEUE_FULL, Refusal.POLICY, Refusal.SUPERSE
 class Fold:
     """One batch of one spoke; `add` each event, then `store` once."""
 
-    def __init__(self, spoke: Spoke, known: Mapping[str, Agent], now_ms: int) -> None:
+    def __init__(
+        self,
+        spoke: Spoke,
+        known: Mapping[str, Agent],
+        placed: Mapping[str, dict[int, str]],
+        now_ms: int,
+    ) -> None:
         self._spoke = spoke
         self._now_ms = now_ms
         self._agents = dict(known)
+        # What is not gone from this spoke: agent → generation → id of its Spawn. The fold takes out what ends.
+        self._open = placed
         self._changed: set[str] = set()
         self._facts: list[event_store.NewEvent] = []
         self._audit: list[audit.Entry] = []
@@ -49,21 +60,20 @@ class Fold:
         self._gone: list[tuple[str, int, int]] = []
         self._excluded: list[tuple[str, str, str, str]] = []
         self._full = False
-        self.wants_dispatch = False
 
     def add(self, event: Event) -> None:
         """Apply one event; what it is too late for is left out, never an error."""
         match event.kind:
-            case EventKind.QUEUED:
+            case EventKind.QUEUED | EventKind.RUNNING | EventKind.RETRYING:
+                # Also one that runs is accepted by that: a Spawn that came again is answered with how far it got.
                 self._accepted.append(event.cmd)
-                self._placed.append((event.agent or "", event.gen, self._now_ms))
-                self._advance(event, Fact.QUEUED)
-            case EventKind.RUNNING | EventKind.RETRYING:
+                self._note_placed(event)
                 self._advance(event, Fact(event.kind.value))
-            case EventKind.SUCCEEDED | EventKind.FAILED | EventKind.KILLED | EventKind.EXPIRED:
-                self._gone.append((event.agent or "", event.gen, self._now_ms))
-                self._answered.append(event.cmd)
-                self._advance(event, Fact(event.kind.value))
+            case EventKind.SUCCEEDED | EventKind.FAILED:
+                self._note_placed(event)
+                self._end(event)
+            case EventKind.KILLED | EventKind.EXPIRED:
+                self._end(event)
             case EventKind.KILL_ACCEPTED:
                 self._accepted.append(event.cmd)
                 self._note_kill_accepted(event)
@@ -76,18 +86,35 @@ class Fold:
 
     def store(self, connection: sa.Connection) -> None:
         """Write everything, one statement per table."""
+        spoke = self._spoke.id
         placements.accept(connection, self._placed)
-        placements.close(connection, self._spoke.id, self._gone)
-        outbox.accept(connection, self._accepted, self._now_ms)
-        outbox.close(connection, self._answered)
-        outbox.close_of_agents(connection, self._spoke.id, self._gone)
+        placements.close(connection, spoke, self._gone)
+        outbox.accept(connection, spoke, self._accepted, self._now_ms)
+        outbox.close(connection, spoke, self._answered)
+        outbox.close_of_agents(connection, spoke, self._gone)
         spokes.exclude(connection, self._excluded)
         if self._full:
-            spokes.note_full(connection, self._spoke.id)
+            spokes.note_full(connection, spoke)
         self._confirm_kills(connection)
         agents.update(connection, [self._row(agent_id) for agent_id in self._changed])
         event_store.append(connection, self._facts)
         audit.append(connection, self._audit, self._now_ms)
+
+    def _note_placed(self, event: Event) -> None:
+        if event.agent is not None and event.gen in self._open.get(event.agent, ()):
+            self._placed.append((event.agent, event.gen, self._now_ms))
+
+    def _end(self, event: Event) -> None:
+        """An outcome: since a spoke has one generation of an agent at a time, none up to this one is left there."""
+        self._answered.append(event.cmd)
+        self._advance(event, Fact(event.kind.value))
+        agent = event.agent or ""
+        self._close(agent, [gen for gen in self._open.get(agent, ()) if gen <= event.gen])
+
+    def _close(self, agent: str, gens: Sequence[int]) -> None:
+        for gen in gens:
+            del self._open[agent][gen]
+            self._gone.append((agent, gen, self._now_ms))
 
     def _advance(self, event: Event, what: Fact, reason: str | None = None) -> None:
         agent = self._current(event)
@@ -120,6 +147,7 @@ class Fold:
         agent = self._agents.get(event.agent or "")
         if (
             agent is not None
+            and self._open.get(agent.id)
             and agent.kill_accepted_ms is None
             and agent.kill_requested_ms is not None
         ):
@@ -132,9 +160,8 @@ class Fold:
         if name == Refusal.EQUIVOCATION:
             return  # an alarm: it changes no state
         self._answered.append(event.cmd)
-        if name not in _RETURNS or event.agent is None:
+        if name not in _RETURNS or event.agent is None or not self._is_spawn(event):
             return
-        self._gone.append((event.agent, event.gen, self._now_ms))
         if name == Refusal.QUEUE_FULL:
             self._full = True
         else:
@@ -145,14 +172,20 @@ class Fold:
             self._advance(event, Fact.KILLED, "killed before it was accepted")
         else:
             self._advance(event, Fact.RETURNED, f"{self._spoke.id} refused it ({event.reason})")
+        self._close(event.agent, [event.gen])
+
+    def _is_spawn(self, event: Event) -> bool:
+        """Tell whether an event answers the Spawn of a generation that is open here."""
+        return self._open.get(event.agent or "", {}).get(event.gen) == event.cmd
 
     def _current(self, event: Event) -> Agent | None:
-        """Return the event's agent if it is still in that generation."""
+        """Return the event's agent if it is still in that generation, and here."""
         agent = self._agents.get(event.agent or "")
-        if agent is None or agent.gen == event.gen:
-            return agent
+        if agent is None or agent.gen not in self._open.get(agent.id, ()):
+            return None
         # A kill covers every generation up to its own, so "not here" may name a higher one.
-        return agent if event.kind is EventKind.KILLED and event.gen > agent.gen else None
+        covers = event.kind is EventKind.KILLED and event.gen > agent.gen
+        return agent if agent.gen == event.gen or covers else None
 
     def _change(self, agent: Agent, event: Event, kind: str, **values: Any) -> None:
         changed = msgspec.structs.replace(

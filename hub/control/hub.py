@@ -222,10 +222,13 @@ class Hub:
         self._wake_everything()
 
     async def _run_placement(self) -> None:
+        ripe_at_ms = 0
         while True:
             self._place_wanted.clear()
             try:
-                await self.do(ripen.ripen)
+                if self.now_ms() >= ripe_at_ms:
+                    await self.do(ripen.ripen)
+                    ripe_at_ms = self.now_ms() + int(LOOK_S * 1000)
                 await self.do(lambda c, now_ms: place.place(c, now_ms, self._suspect_ms))
             except UnavailableError as error:
                 log.warning("placement_waits", error=str(error))

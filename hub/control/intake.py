@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 import structlog
 
-from hub.control import dispatch
+from hub.control import dispatch, operate
 from hub.control.dispatch import Seal
 from hub.control.fold import Fold
 from hub.control.nudges import NOTHING, Nudges
-from hub.store import agents, outbox, spokes
+from hub.store import agents, outbox, placements, spokes
 from hub.store.spokes import Spoke
 from shared.envelope import Refusal, RefusalError
 from shared.messages import WIRE_VERSION, Ack, Event, Heartbeat, Hello, Verdict, Welcome
@@ -70,14 +70,22 @@ def _hello(
         )
     goes_on = hello.incarnation == spoke.incarnation > 0 and hello.head_seq >= spoke.evt_ack
     if goes_on:
-        incarnation, evt_ack = spoke.incarnation, spoke.evt_ack
+        incarnation, evt_ack, counter = spoke.incarnation, spoke.evt_ack, spoke.heartbeat_counter
     else:
-        incarnation, evt_ack = max(spoke.incarnation, hello.incarnation) + 1, 0
+        incarnation, evt_ack, counter = max(spoke.incarnation, hello.incarnation) + 1, 0, 0
+        operate.say_wanted_again(connection, spoke, now_ms)
         log.warning(
             "new_incarnation", spoke=spoke.id, incarnation=incarnation, head_seq=hello.head_seq
         )
     spokes.note_hello(
-        connection, spoke.id, hello.offer, incarnation=incarnation, evt_ack=evt_ack, now_ms=now_ms
+        connection,
+        spoke.id,
+        hello.offer,
+        incarnation=incarnation,
+        evt_ack=evt_ack,
+        heartbeat_counter=counter,
+        skew_ms=report.header.iat - now_ms,
+        now_ms=now_ms,
     )
     outbox.reopen(connection, spoke.id, now_ms, accepted_too=not goes_on)
     welcome = Welcome(
@@ -121,16 +129,12 @@ def _events(
     known = agents.find_many(
         connection, {event.agent for event in fresh if event.agent is not None}
     )
-    fold = Fold(spoke, known, now_ms)
+    fold = Fold(spoke, known, placements.open_at(connection, spoke.id, known), now_ms)
     for event in fresh:
         fold.add(event)
     fold.store(connection)
     spokes.note_events(connection, spoke.id, fresh[-1].seq, now_ms)
-    return Nudges(
-        place=True,
-        spokes=frozenset({spoke.id}) if fold.wants_dispatch else frozenset(),
-        agents=frozenset(known),
-    )
+    return Nudges(place=True, agents=frozenset(known))
 
 
 def _contiguous(events: Sequence[Event], evt_ack: int) -> list[Event]:

@@ -93,6 +93,8 @@ def remove(
         return agent, NOTHING
     if agent.state is State.RUNNING:
         raise ConflictError(f"agent {agent_id} is running: kill it instead", code="running")
+    if agent.kill_requested_ms is not None or outbox.has(connection, agent_id, "remove"):
+        return agent, NOTHING
     open_ = [
         placement
         for placement in _open(connection, agent)
@@ -108,7 +110,7 @@ def remove(
             actor=actor,
             action="remove",
         )
-        return removed, Nudges(agents=frozenset({agent_id}))
+        return removed, Nudges(place=True, agents=frozenset({agent_id}))
     for placement in open_:
         item = Remove(
             id=uuid7(now_ms),
@@ -182,11 +184,7 @@ def _want(
     spoke = spokes.find(connection, spoke_id)
     if spoke.paused is paused:
         return None, NOTHING
-    rev = spokes.want(connection, spoke_id, paused=paused)
-    outbox.replace_wanted(connection, spoke_id)
-    kind = Pause if paused else Resume
-    item = kind(id=uuid7(now_ms), actor=actor, tenant="default", trace="", rev=rev)
-    outbox.put(connection, spoke_id, [item], now_ms)
+    rev = _send_wanted(connection, spoke_id, paused=paused, actor=actor, now_ms=now_ms)
     action = "pause" if paused else "resume"
     entry = audit.Entry(
         tenant="default",
@@ -197,6 +195,23 @@ def _want(
     )
     audit.append(connection, [entry], now_ms)
     return None, Nudges(place=True, spokes=frozenset({spoke_id}))
+
+
+def say_wanted_again(connection: sa.Connection, spoke: spokes.Spoke, now_ms: int) -> None:
+    """Tell a spoke whose journal is new what it was told before: its answer to that closed the row."""
+    if spoke.rev > 0:
+        _send_wanted(connection, spoke.id, paused=spoke.paused, actor="hub", now_ms=now_ms)
+
+
+def _send_wanted(
+    connection: sa.Connection, spoke_id: str, *, paused: bool, actor: str, now_ms: int
+) -> int:
+    rev = spokes.want(connection, spoke_id, paused=paused)
+    outbox.replace_wanted(connection, spoke_id)
+    kind = Pause if paused else Resume
+    item = kind(id=uuid7(now_ms), actor=actor, tenant="default", trace="", rev=rev)
+    outbox.put(connection, spoke_id, [item], now_ms)
+    return rev
 
 
 def _each_dead(
@@ -255,7 +270,7 @@ def _take_back(connection: sa.Connection, placement: Placement, now_ms: int) -> 
     """Take back a spawn that certainly never left the hub; True when that closed the placement."""
     if placement.accepted_ms is not None or outbox.spawn_was_sent(connection, placement.cmd):
         return False
-    outbox.close(connection, [placement.cmd])
+    outbox.close(connection, placement.spoke, [placement.cmd])
     placements.close(connection, placement.spoke, [(placement.agent, placement.gen, now_ms)])
     return True
 

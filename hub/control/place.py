@@ -94,7 +94,10 @@ def _choose(
         if room == 0:
             continue
         fits[signature] = found
-        for head in agents.pending_heads(connection, signature, min(room, MAX_PLACED)):
+        takers = [
+            (spoke.id, spoke.offer.policy) for spoke in found if spoke.credit > 0 and spoke.offer
+        ]
+        for head in agents.pending_heads(connection, signature, takers, min(room, MAX_PLACED)):
             rank = effective_priority(head.priority, now_ms - head.created_ms)
             waiting.append((-rank, head.created_ms, head.id, signature, head))
     waiting.sort(key=lambda entry: entry[:3])

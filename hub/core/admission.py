@@ -29,8 +29,13 @@ DEFAULT_MAX_RETRIES: Final = 3
 DEFAULT_GRACE_S: Final = 10.0
 # A spec travels in a command item of at most 64 KiB, beside ids and the trace.
 MAX_SPEC_BYTES: Final = 60 * 1024
+# What a spoke takes (`AgentSpec`): type and request together may come to more than either may hold.
+MAX_ENV: Final = 128
+MAX_MOUNTS: Final = 16
 
 _encode = msgspec.json.Encoder().encode
+# The order of names in an object says nothing, so it must not make another request of the same one.
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 T = TypeVar("T")
 
 
@@ -68,16 +73,12 @@ def admit(
     if deadline_ms is not None and deadline_ms <= (start_ms or now_ms):
         raise BadInputError("`deadline` lies before the start: the agent could never run")
     spec = _spec(request, kind, deadline_ms, now_ms)
-    size = len(_encode(spec))
-    if size > MAX_SPEC_BYTES:
-        raise BadInputError(
-            f"command, args, env and input take {size} bytes together, at most {MAX_SPEC_BYTES} fit into a command"
-        )
+    _refuse_what_does_not_fit(spec)
     return Order(
         tenant=tenant,
         actor=actor,
         key=key,
-        request_sha256=sha256(_encode(request)),
+        request_sha256=sha256(_encode_sorted(request)),
         spec=spec,
         labels=request.labels,
         selector={**(kind.selector if kind else {}), **request.selector},
@@ -126,6 +127,22 @@ def _refuse_what_is_not_there_yet(request: SpawnRequest) -> None:
         raise BadInputError("`on_lost: rerun` is not supported yet", code="not_supported_yet")
     if request.on_partition is OnPartition.STOP:
         raise BadInputError("`on_partition: stop` is not supported yet", code="not_supported_yet")
+
+
+def _refuse_what_does_not_fit(spec: AgentSpec) -> None:
+    if len(spec.env) > MAX_ENV:
+        raise BadInputError(
+            f"`env` of type and request together has {len(spec.env)} names, at most {MAX_ENV} fit"
+        )
+    if len(spec.mounts) > MAX_MOUNTS:
+        raise BadInputError(
+            f"`mounts` of type and request together are {len(spec.mounts)}, at most {MAX_MOUNTS} fit"
+        )
+    size = len(_encode(spec))
+    if size > MAX_SPEC_BYTES:
+        raise BadInputError(
+            f"command, args, env and input take {size} bytes together, at most {MAX_SPEC_BYTES} fit into a command"
+        )
 
 
 def _start_ms(request: SpawnRequest, now_ms: int) -> int | None:

@@ -148,7 +148,7 @@ def page(connection: sa.Connection, wanted: Filter, before: str | None, limit: i
     if wanted.type is not None:
         query = query.where(sa.func.json_extract(agents.c.spec, "$.type") == wanted.type)
     if wanted.dead is not None:
-        query = query.where(agents.c.dead if wanted.dead else ~agents.c.dead)
+        query = query.where(_DEAD if wanted.dead else ~agents.c.dead)
     if wanted.ids:
         query = query.where(agents.c.id.in_(wanted.ids))
     for key, value in wanted.labels.items():
@@ -172,10 +172,16 @@ def counts(connection: sa.Connection, tenant: str) -> dict[str | None, dict[Stat
 
 def dead_counts(connection: sa.Connection, tenant: str) -> dict[str | None, int]:
     """Return how many dead letters there are, per spoke."""
-    query = sa.select(agents.c.spoke, sa.func.count()).where(
-        agents.c.dead, agents.c.tenant == tenant
-    )
+    query = sa.select(agents.c.spoke, sa.func.count()).where(_DEAD, agents.c.tenant == tenant)
     return {row.spoke: row[1] for row in connection.execute(query.group_by(agents.c.spoke))}
+
+
+# Conditions as they stand at the partial indexes: SQLite can't prove them from bound values.
+_WAITING: Final = sa.text("agents.state = 'waiting'")
+_UNPLACED_WITH_DEADLINE: Final = sa.text(
+    "agents.deadline_ms IS NOT NULL AND agents.state IN ('held', 'waiting', 'pending')"
+)
+_DEAD: Final = sa.text("agents.dead")
 
 
 # --- the pending -------------------------------------------------------------------------------------
@@ -200,29 +206,33 @@ def pending_signatures(connection: sa.Connection) -> list[str]:
     return [row[0] for row in connection.exec_driver_sql(_SIGNATURES)]
 
 
-def pending_heads(connection: sa.Connection, signature: str, limit: int) -> list[PendingHead]:
-    """Return, for each priority, the `limit` pending agents that arrived first."""
+def pending_heads(
+    connection: sa.Connection, signature: str, takers: Sequence[tuple[str, str]], limit: int
+) -> list[PendingHead]:
+    """Return, for each priority, the `limit` pending agents that arrived first and that one of `takers` may have.
+
+    A taker is (spoke, its policy's digest): who was refused by all of them would only stand in the others' way.
+    """
+    found, priorities = (
+        bulk.tuples(takers),
+        connection.exec_driver_sql(_PRIORITIES, (signature, signature)),
+    )
     heads: list[PendingHead] = []
-    for (priority,) in connection.exec_driver_sql(_PRIORITIES, (signature, signature)):
-        heads.extend(
-            PendingHead(*row)
-            for row in connection.exec_driver_sql(_HEADS, (signature, priority, limit))
-        )
+    for (priority,) in priorities.fetchall():
+        values = (signature, priority, found, len(takers), limit)
+        heads.extend(PendingHead(*row) for row in connection.exec_driver_sql(_HEADS, values))
     return heads
 
 
 def due(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
     """Return agents whose start time has come."""
-    query = sa.select(agents).where(agents.c.state == "waiting", agents.c.start_ms <= now_ms)
+    query = sa.select(agents).where(_WAITING, agents.c.start_ms <= now_ms)
     return [_agent(row) for row in connection.execute(query.limit(limit))]
 
 
 def overdue(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
     """Return agents without a placement whose deadline has passed."""
-    unplaced = agents.c.state.in_(["held", "waiting", "pending"])
-    query = sa.select(agents).where(
-        agents.c.deadline_ms.is_not(None), unplaced, agents.c.deadline_ms <= now_ms
-    )
+    query = sa.select(agents).where(_UNPLACED_WITH_DEADLINE, agents.c.deadline_ms <= now_ms)
     return [_agent(row) for row in connection.execute(query.limit(limit))]
 
 
@@ -230,11 +240,13 @@ def _agent(row: sa.Row[tuple[Any, ...]]) -> Agent:
     return msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), Agent)
 
 
+# `INDEXED BY`: without statistics SQLite prefers the index on the state, and so reads the whole backlog for each signature.
 _SIGNATURES: Final = """
 WITH RECURSIVE seen(s) AS (
-  SELECT min(signature) FROM agents WHERE state = 'pending'
+  SELECT min(signature) FROM agents INDEXED BY ix_agents_pending WHERE state = 'pending'
   UNION ALL
-  SELECT (SELECT min(signature) FROM agents WHERE state = 'pending' AND signature > seen.s) FROM seen WHERE seen.s IS NOT NULL
+  SELECT (SELECT min(signature) FROM agents INDEXED BY ix_agents_pending WHERE state = 'pending' AND signature > seen.s)
+  FROM seen WHERE seen.s IS NOT NULL
 ) SELECT s FROM seen WHERE s IS NOT NULL
 """
 _PRIORITIES: Final = """
@@ -247,5 +259,8 @@ WITH RECURSIVE seen(p) AS (
 """
 _HEADS: Final = """
 SELECT id, tenant, actor, trace, spec, priority, created_ms, gen, kill_gen FROM agents
-WHERE state = 'pending' AND signature = ? AND priority = ? ORDER BY created_ms, id LIMIT ?
+WHERE state = 'pending' AND signature = ? AND priority = ? AND (
+  SELECT count(*) FROM exclusions x JOIN json_each(?) t ON x.spoke = t.value ->> 0 AND x.policy = t.value ->> 1
+  WHERE x.agent = agents.id) < ?
+ORDER BY created_ms, id LIMIT ?
 """

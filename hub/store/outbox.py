@@ -85,25 +85,23 @@ def note_sent(
     bulk.update(connection, outbox, ("id",), again)
 
 
-def accept(connection: sa.Connection, ids: Sequence[str], now_ms: int) -> None:
-    """Stop sending these rows."""
+def accept(connection: sa.Connection, spoke: str, ids: Sequence[str], now_ms: int) -> None:
+    """Stop sending these rows of `spoke`."""
     if ids:
-        query = "UPDATE outbox SET accepted_ms = ? WHERE accepted_ms IS NULL AND id IN (SELECT value FROM json_each(?))"
-        connection.exec_driver_sql(query, (now_ms, bulk.texts(ids)))
+        connection.exec_driver_sql(_ACCEPT, (now_ms, bulk.texts(ids), spoke))
 
 
-def close(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Remove rows that were answered for good."""
+def close(connection: sa.Connection, spoke: str, ids: Sequence[str]) -> None:
+    """Remove rows of `spoke` that were answered for good."""
     if ids:
-        connection.exec_driver_sql(
-            "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))", (bulk.texts(ids),)
-        )
+        query = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?)) AND +spoke = ?"
+        connection.exec_driver_sql(query, (bulk.texts(ids), spoke))
 
 
 def close_of_agents(
     connection: sa.Connection, spoke: str, rows: Sequence[tuple[str, int, int]]
 ) -> None:
-    """Remove what waited for agents that are gone from `spoke`, up to a generation: (agent, generation, _)."""
+    """Remove what waited for generations that are gone from `spoke`: (agent, generation, _)."""
     if rows:
         connection.exec_driver_sql(_CLOSE_OF_AGENTS, (bulk.tuples(rows), spoke))
 
@@ -112,6 +110,12 @@ def spawn_was_sent(connection: sa.Connection, cmd: str) -> bool:
     """Tell whether a spawn row may have left the hub; False proves that no spoke has it."""
     count = connection.exec_driver_sql("SELECT sent FROM outbox WHERE id = ?", (cmd,)).scalar()
     return count is None or count > 0
+
+
+def has(connection: sa.Connection, agent: str, op: str) -> bool:
+    """Tell whether such a command waits for an agent."""
+    query = "SELECT 1 FROM outbox WHERE agent = ? AND op = ? LIMIT 1"
+    return connection.exec_driver_sql(query, (agent, op)).first() is not None
 
 
 def reopen(connection: sa.Connection, spoke: str, now_ms: int, *, accepted_too: bool) -> None:
@@ -127,8 +131,12 @@ def replace_wanted(connection: sa.Connection, spoke: str) -> None:
     connection.exec_driver_sql(query, (spoke,))
 
 
+_ACCEPT = """
+UPDATE outbox SET accepted_ms = ?
+WHERE accepted_ms IS NULL AND id IN (SELECT value FROM json_each(?)) AND +spoke = ?
+"""
 _CLOSE_OF_AGENTS = """
 DELETE FROM outbox WHERE id IN (
-  SELECT o.id FROM json_each(?) AS r JOIN outbox o ON o.agent = r.value ->> 0 AND o.gen <= r.value ->> 1
+  SELECT o.id FROM json_each(?) AS r JOIN outbox o ON o.agent = r.value ->> 0 AND o.gen = r.value ->> 1
   WHERE o.spoke = ?)
 """

@@ -1,6 +1,6 @@
 """Placements: one row per (agent, generation), and `gone_ms`, the proof that nothing of it is left at its spoke."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import sqlalchemy as sa
@@ -39,6 +39,16 @@ def unfinished(connection: sa.Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.exec_driver_sql(query)}
 
 
+def open_at(
+    connection: sa.Connection, spoke: str, ids: Iterable[str]
+) -> dict[str, dict[int, str]]:
+    """Return agent → generation → id of its Spawn, for what was placed at `spoke` and is not proven gone from there."""
+    found: dict[str, dict[int, str]] = {}
+    for agent, gen, cmd in connection.exec_driver_sql(_OPEN_AT, (bulk.texts(list(ids)), spoke)):
+        found.setdefault(agent, {})[gen] = cmd
+    return found
+
+
 def accept(connection: sa.Connection, rows: Sequence[tuple[str, int, int]]) -> None:
     """Note acceptance: (agent, generation, at)."""
     if rows:
@@ -46,7 +56,7 @@ def accept(connection: sa.Connection, rows: Sequence[tuple[str, int, int]]) -> N
 
 
 def close(connection: sa.Connection, spoke: str, rows: Sequence[tuple[str, int, int]]) -> None:
-    """Note that everything of an agent up to a generation is gone from `spoke`: (agent, generation, at)."""
+    """Note that a generation is gone from `spoke`: (agent, generation, at)."""
     if rows:
         connection.exec_driver_sql(_CLOSE, (bulk.tuples(rows), spoke))
 
@@ -65,7 +75,12 @@ WHERE placements.agent = r.agent AND placements.gen = r.gen AND placements.accep
 _CLOSE = """
 UPDATE placements SET gone_ms = r.at
 FROM (SELECT value ->> 0 AS agent, value ->> 1 AS gen, value ->> 2 AS at FROM json_each(?)) AS r
-WHERE placements.agent = r.agent AND placements.gen <= r.gen AND placements.spoke = ? AND placements.gone_ms IS NULL
+WHERE placements.agent = r.agent AND placements.gen = r.gen AND +placements.spoke = ? AND placements.gone_ms IS NULL
+"""
+# `+`: by the key, not by the index of what is live at the spoke, which would be read for each row.
+_OPEN_AT = """
+SELECT agent, gen, cmd FROM placements
+WHERE agent IN (SELECT value FROM json_each(?)) AND +spoke = ? AND gone_ms IS NULL
 """
 _OPEN_KILLS = """
 SELECT DISTINCT p.agent FROM json_each(?) AS w JOIN agents a ON a.id = w.value

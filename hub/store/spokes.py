@@ -72,18 +72,20 @@ def note_hello(
     *,
     incarnation: int,
     evt_ack: int,
+    heartbeat_counter: int,
+    skew_ms: int,
     now_ms: int,
 ) -> None:
-    """Keep what a spoke offers and where its journal stands; its heartbeats are counted anew."""
+    """Keep what a spoke offers, where its journal stands and how its clock does."""
     values = {
         "incarnation": incarnation,
         "evt_ack": evt_ack,
         "offer": _encode(offer).decode(),
+        "heartbeat_counter": heartbeat_counter,
+        "skew_ms": skew_ms,
         "seen_ms": now_ms,
     }
-    connection.execute(
-        sa.update(spokes).where(spokes.c.id == spoke_id).values({**values, "heartbeat_counter": 0})
-    )
+    connection.execute(sa.update(spokes).where(spokes.c.id == spoke_id).values(values))
 
 
 def note_heartbeat(

@@ -1,0 +1,3 @@
+-- result: agent → generation, of everything that is not closed, as a flat list
+
+return reply(call('HGETALL', GENS))
