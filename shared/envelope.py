@@ -49,6 +49,7 @@ class Refusal(StrEnum):
     EQUIVOCATION = (
         "equivocation"  # an id that we know, with other bytes: changes nothing, raises the alarm
     )
+    REPLAYED = "replayed"  # an id that we know, byte for byte: no effect; the hub's resends too
     QUEUE_FULL = "queue_full"  # no room at this spoke for now: the hub places it again
     POLICY = "policy"  # the site owner's veto: the hub tries elsewhere
     SUPERSEDED = "superseded"  # a newer generation or a newer wanted state is known here

@@ -78,9 +78,10 @@ TRANSITIONS: Final[Mapping[State, Mapping[Fact, State]]] = MappingProxyType(
         S.WAITING: {F.DUE: S.PENDING, **_BEFORE_PLACEMENT},
         S.PENDING: {F.PLACED: S.PLACED, **_BEFORE_PLACEMENT},
         S.PLACED: {**_PROVEN, F.RETURNED: S.PENDING, F.LOST: S.LOST},
-        S.QUEUED: {**_PROVEN, F.LOST: S.LOST},
-        S.RUNNING: {**_PROVEN, F.LOST: S.LOST},
-        S.RETRYING: {**_PROVEN, F.LOST: S.LOST},
+        # A spoke that lost its journal is sent its open Spawns again, and may then refuse what it had accepted.
+        S.QUEUED: {**_PROVEN, F.RETURNED: S.PENDING, F.LOST: S.LOST},
+        S.RUNNING: {**_PROVEN, F.RETURNED: S.PENDING, F.LOST: S.LOST},
+        S.RETRYING: {**_PROVEN, F.RETURNED: S.PENDING, F.LOST: S.LOST},
         S.SUCCEEDED: {},
         S.FAILED: {F.REQUEUED: S.PENDING},
         S.KILLED: {},

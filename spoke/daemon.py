@@ -288,8 +288,17 @@ class Daemon:
         )
 
     def _consumer(self, outbox: Outbox, pulse: Pulse, channel: Channel) -> Consumer:
+        def wake() -> None:
+            self.loop.wake()
+            outbox.wake()
+
         handlers = Handlers(
-            loop=self.loop, channel=channel, outbox=outbox, pulse=pulse, standing=self.standing
+            kill=self.loop.kill,
+            ask=channel.ask,
+            tail=channel.tail,
+            wake=wake,
+            pulse=pulse,
+            standing=self.standing,
         )
         return Consumer(
             queue=self._queue,

@@ -11,6 +11,8 @@ from hub.api.auth import Caller
 from hub.api.operation import (
     Answer,
     ApiRequest,
+    Segment,
+    TheHub,
     decode_body,
     operation,
     read_body,
@@ -55,7 +57,7 @@ _EXPLAINED: Final = 50
     gives={200: AgentView, 202: AgentView},
     problems=(409, 422, 429, 503),
 )
-async def spawn_agent(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def spawn_agent(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Spawn an agent.
 
     202 means that it is durably accepted; where it goes follows. The same `Idempotency-Key` with the same body is
@@ -84,7 +86,7 @@ async def spawn_one(hub: Hub, caller: Caller, headers: Mapping[str, str], body: 
     gives={200: BatchResult},
     problems=(422, 503),
 )
-async def spawn_batch(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def spawn_batch(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Spawn up to 1,000 agents.
 
     Each item has its own result, in the order of the request: an agent or a problem. Nothing is all or nothing.
@@ -112,7 +114,7 @@ async def spawn_batch(request: ApiRequest, hub: Hub) -> ASGIApp:
 
 
 @operation("GET", "/v1/agents", query=AgentsQuery, gives={200: AgentPage})
-async def list_agents(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def list_agents(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """List agents, newest first.
 
     `next` is the `cursor` of the next page.
@@ -130,7 +132,7 @@ async def list_agents(request: ApiRequest, hub: Hub) -> ASGIApp:
 
 
 @operation("GET", "/v1/agents/{agent_id:str}", gives={200: AgentView}, problems=(404,))
-async def show_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def show_agent(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Show an agent: the last proven facts, with their age, and why it waits if it does."""
     return reply(_found_view(request, hub, agent_id))
 
@@ -143,7 +145,7 @@ async def show_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
     gives={202: AgentView},
     problems=(404, 409, 503),
 )
-async def kill_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def kill_agent(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Kill an agent, whatever its state.
 
     The order is kept until its spoke has confirmed it: `kill.confirmed_at` is when the sandbox was seen gone. Asking
@@ -170,7 +172,7 @@ async def kill_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
 @operation(
     "POST", "/v1/agents/{agent_id:str}/release", gives={200: AgentView}, problems=(404, 409, 503)
 )
-async def release_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def release_agent(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Let an agent go on that was spawned with `hold`."""
     caller = request.auth
     await hub.do(
@@ -182,7 +184,7 @@ async def release_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp
 
 
 @operation("DELETE", "/v1/agents/{agent_id:str}", gives={202: AgentView}, problems=(404, 409, 503))
-async def remove_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def remove_agent(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Remove an agent that has not started.
 
     It ends as `killed` with the reason `removed`; 409 if it runs.
@@ -197,7 +199,7 @@ async def remove_agent(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
 
 
 @operation("GET", "/v1/agents/{agent_id:str}/status", gives={200: StatusView}, problems=(404,))
-async def ask_status(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def ask_status(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Ask the spoke itself how an agent is.
 
     A signed question and a signed answer; `live` is false if none came in time, and `reason` says why.

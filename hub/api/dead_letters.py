@@ -7,7 +7,7 @@ from litestar.types import ASGIApp
 from sqlalchemy import Connection
 
 from hub.api.agents import page_of
-from hub.api.operation import ApiRequest, operation, read_body, read_query, reply
+from hub.api.operation import ApiRequest, TheHub, operation, read_body, read_query, reply
 from hub.control import operate
 from hub.control.hub import Hub
 from hub.control.nudges import Nudges
@@ -27,7 +27,7 @@ _MOST: Final = 1_000
 
 
 @operation("GET", "/v1/dead-letters", query=DeadLettersQuery, gives={200: AgentPage})
-async def list_dead_letters(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def list_dead_letters(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """List the dead letters, newest first."""
     query = read_query(request, DeadLettersQuery)
     wanted = Filter(tenant=request.auth.tenant, dead=True, spoke=query.spoke, type=query.type)
@@ -41,7 +41,7 @@ async def list_dead_letters(request: ApiRequest, hub: Hub) -> ASGIApp:
     gives={200: DeadLetterResults},
     problems=(422, 503),
 )
-async def requeue_dead_letters(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def requeue_dead_letters(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Send dead letters back.
 
     Each is placed anew with the next generation. `left` says how many dead letters remain after this call.
@@ -56,7 +56,7 @@ async def requeue_dead_letters(request: ApiRequest, hub: Hub) -> ASGIApp:
     gives={200: DeadLetterResults},
     problems=(422, 503),
 )
-async def discard_dead_letters(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def discard_dead_letters(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Take dead letters off the list; the agents stay `failed`."""
     return await _each(request, hub, operate.discard)
 

@@ -10,7 +10,16 @@ from typing import Final
 from litestar.types import ASGIApp
 from sqlalchemy import Connection
 
-from hub.api.operation import SSE, ApiRequest, operation, read_query, reply, wants_events
+from hub.api.operation import (
+    SSE,
+    ApiRequest,
+    Segment,
+    TheHub,
+    operation,
+    read_query,
+    reply,
+    wants_events,
+)
 from hub.api.stream import Stream, event
 from hub.api.views import event_view
 from hub.control.hub import Hub
@@ -30,7 +39,7 @@ _PAGE: Final = 500
     gives={200: (EventPage, SSE)},
     problems=(422,),
 )
-async def list_events(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def list_events(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Read the events of all agents.
 
     As JSON one page from the oldest on, or after `after`. As `text/event-stream` what follows `after` or
@@ -47,7 +56,7 @@ async def list_events(request: ApiRequest, hub: Hub) -> ASGIApp:
     gives={200: (EventPage, SSE)},
     problems=(404, 422),
 )
-async def list_agent_events(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def list_agent_events(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Read the events of one agent, from its creation on; as JSON or as `text/event-stream`."""
     hub.reader.run(lambda connection: agents.find(connection, request.auth.tenant, agent_id))
     return _answer(request, hub, agent_id)

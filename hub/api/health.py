@@ -5,10 +5,9 @@ from typing import Final
 
 from litestar.types import ASGIApp
 
-from hub.api.operation import ApiRequest, operation, reply, reply_bytes
+from hub.api.operation import ApiRequest, TheHub, operation, reply, reply_bytes
 from hub.api.queues import queues_of
 from hub.api.spokes import spoke_views
-from hub.control.hub import Hub
 from hub.schemas import AgentsHealthView, AgentsMetricsView, HealthView
 from hub.store import agents
 from shared.lifecycle import AT_SPOKE, State
@@ -24,7 +23,7 @@ async def show_alive() -> ASGIApp:
 
 
 @operation("GET", "/readyz", gives={200: HealthView, 503: HealthView}, is_open=True)
-async def show_ready(hub: Hub) -> ASGIApp:
+async def show_ready(hub: TheHub) -> ASGIApp:
     """Say whether the hub can do its work; 503 names the parts that fail."""
     parts = hub.health()
     ok = all(state == "ok" for state in parts.values())
@@ -32,13 +31,13 @@ async def show_ready(hub: Hub) -> ASGIApp:
 
 
 @operation("GET", "/metrics", gives={200: (_PROMETHEUS,)})
-async def show_metrics(hub: Hub) -> ASGIApp:
+async def show_metrics(hub: TheHub) -> ASGIApp:
     """Give the figures to Prometheus."""
     return reply_bytes(hub.metrics_text(), _PROMETHEUS)
 
 
 @operation("GET", "/v1/agents/health", gives={200: AgentsHealthView})
-async def show_agents_health(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def show_agents_health(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Count the agents at spokes: those that stand well, those between attempts, those not heard of lately."""
     fleet = spoke_views(hub)
     online = {spoke.id for spoke in fleet if spoke.state == "online"}
@@ -60,7 +59,7 @@ async def show_agents_health(request: ApiRequest, hub: Hub) -> ASGIApp:
 
 
 @operation("GET", "/v1/agents/metrics", gives={200: AgentsMetricsView})
-async def show_agents_metrics(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def show_agents_metrics(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Give the figures for autoscaling as JSON."""
     counts = queues_of(hub, request.auth.tenant).total.counts
     slots = sum(spoke.slots for spoke in spoke_views(hub) if spoke.state == "online")

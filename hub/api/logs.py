@@ -9,12 +9,21 @@ that is away.
 import codecs
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from litestar.types import ASGIApp
 
-from hub.api.operation import SSE, TEXT, ApiRequest, operation, read_query, wants_events
+from hub.api.operation import (
+    SSE,
+    TEXT,
+    ApiRequest,
+    Segment,
+    TheHub,
+    operation,
+    read_query,
+    wants_events,
+)
 from hub.api.stream import Stream, event
 from hub.control.hub import Hub
 from hub.control.watch import LogPiece
@@ -35,7 +44,7 @@ Pieces = AsyncGenerator[LogPiece, None]
     gives={200: (TEXT, SSE)},
     problems=(404, 422, 503),
 )
-async def read_logs(request: ApiRequest, hub: Hub, agent_id: str) -> ASGIApp:
+async def read_logs(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGIApp:
     """Read an agent's output.
 
     As plain text all there is so far, with `follow` until it ends. As `text/event-stream` events of the kinds log, gap,
@@ -81,7 +90,7 @@ class Texts:
 
 def _tail(hub: Hub, agent: Agent, start: str, *, follow: bool) -> Pieces:
     gen, attempt, offset = (int(number) for number in start.split("."))
-    return cast("Pieces", hub.tail(agent, gen=gen, attempt=attempt, offset=offset, follow=follow))
+    return hub.tail(agent, gen=gen, attempt=attempt, offset=offset, follow=follow)
 
 
 async def _as_events(pieces: Pieces) -> AsyncGenerator[bytes, None]:

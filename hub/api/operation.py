@@ -13,14 +13,20 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from litestar import Request, route
+from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from hub.api.auth import Caller
 from hub.api.problems import MalformedError
+from hub.control.hub import Hub
 
 ApiRequest = Request[Any, Caller, Any]
+# What handlers are given: the hub, and segments of the path. Said aloud, as litestar 3 will want it.
+TheHub = NamedDependency[Hub]
+Segment = FromPath[str]
 Handler = Callable[..., Awaitable[ASGIApp]]
 T = TypeVar("T", bound=msgspec.Struct)
 Method = Literal["GET", "POST", "PUT", "DELETE"]

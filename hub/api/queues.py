@@ -6,7 +6,7 @@ from typing import Final
 from litestar.types import ASGIApp
 from sqlalchemy import Connection
 
-from hub.api.operation import ApiRequest, operation, reply
+from hub.api.operation import ApiRequest, Segment, TheHub, operation, reply
 from hub.api.views import queue_view
 from hub.control import operate
 from hub.control.hub import Hub
@@ -17,31 +17,31 @@ from shared.lifecycle import State
 
 
 @operation("GET", "/v1/queues", gives={200: QueuesView})
-async def list_queues(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def list_queues(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Count the agents: pending, active, delayed, completed, failed; per spoke and together."""
     return reply(queues_of(hub, request.auth.tenant))
 
 
 @operation("GET", "/v1/agents/queue/status", gives={200: QueuesView})
-async def show_queue_status(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def show_queue_status(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """The same as `/v1/queues`."""
     return reply(queues_of(hub, request.auth.tenant))
 
 
 @operation("POST", "/v1/queues/pause", gives={200: QueuesView}, problems=(503,))
-async def pause_queues(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def pause_queues(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Pause every queue: nothing more starts anywhere; what runs goes on."""
     return await _want(request, hub, None, paused=True)
 
 
 @operation("POST", "/v1/queues/resume", gives={200: QueuesView}, problems=(503,))
-async def resume_queues(request: ApiRequest, hub: Hub) -> ASGIApp:
+async def resume_queues(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """Resume every queue."""
     return await _want(request, hub, None, paused=False)
 
 
 @operation("POST", "/v1/queues/{spoke_id:str}/pause", gives={200: QueuesView}, problems=(404, 503))
-async def pause_queue(request: ApiRequest, hub: Hub, spoke_id: str) -> ASGIApp:
+async def pause_queue(request: ApiRequest, hub: TheHub, spoke_id: Segment) -> ASGIApp:
     """Pause the queue of one spoke: nothing more is sent there, nothing more starts there."""
     return await _want(request, hub, spoke_id, paused=True)
 
@@ -49,7 +49,7 @@ async def pause_queue(request: ApiRequest, hub: Hub, spoke_id: str) -> ASGIApp:
 @operation(
     "POST", "/v1/queues/{spoke_id:str}/resume", gives={200: QueuesView}, problems=(404, 503)
 )
-async def resume_queue(request: ApiRequest, hub: Hub, spoke_id: str) -> ASGIApp:
+async def resume_queue(request: ApiRequest, hub: TheHub, spoke_id: Segment) -> ASGIApp:
     """Resume the queue of one spoke."""
     return await _want(request, hub, spoke_id, paused=False)
 

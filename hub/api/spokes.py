@@ -5,7 +5,7 @@ from typing import Final
 from litestar.types import ASGIApp
 from sqlalchemy import Connection
 
-from hub.api.operation import operation, reply
+from hub.api.operation import Segment, TheHub, operation, reply
 from hub.api.views import spoke_view
 from hub.control.hub import Hub
 from hub.schemas import SpokesView, SpokeView
@@ -14,13 +14,13 @@ from hub.store.spokes import Spoke
 
 
 @operation("GET", "/v1/spokes", gives={200: SpokesView})
-async def list_spokes(hub: Hub) -> ASGIApp:
+async def list_spokes(hub: TheHub) -> ASGIApp:
     """List the spokes: capacity, credit, labels, what their hosts lack, and how old that is."""
     return reply(SpokesView(spokes=spoke_views(hub)))
 
 
 @operation("GET", "/v1/spokes/{spoke_id:str}", gives={200: SpokeView}, problems=(404,))
-async def show_spoke(hub: Hub, spoke_id: str) -> ASGIApp:
+async def show_spoke(hub: TheHub, spoke_id: Segment) -> ASGIApp:
     """Show one spoke."""
 
     def query(connection: Connection) -> SpokeView:

@@ -7,7 +7,7 @@ from litestar.types import ASGIApp
 from sqlalchemy import Connection
 
 from hub.api.auth import Caller
-from hub.api.operation import ApiRequest, operation, read_body, reply, reply_bytes
+from hub.api.operation import ApiRequest, Segment, TheHub, operation, read_body, reply, reply_bytes
 from hub.control.hub import Hub
 from hub.control.nudges import NOTHING, Nudges
 from hub.schemas import AgentType, TypesView
@@ -16,13 +16,13 @@ from shared.errors import BadInputError, NotFoundError
 
 
 @operation("GET", "/v1/types", gives={200: TypesView})
-async def list_types(hub: Hub) -> ASGIApp:
+async def list_types(hub: TheHub) -> ASGIApp:
     """List the agent types, by name."""
     return reply(TypesView(types=sorted(hub.types.values(), key=lambda kind: kind.name)))
 
 
 @operation("GET", "/v1/types/{name:str}", gives={200: AgentType}, problems=(404,))
-async def show_type(hub: Hub, name: str) -> ASGIApp:
+async def show_type(hub: TheHub, name: Segment) -> ASGIApp:
     """Show one agent type."""
     kind = hub.types.get(name)
     if kind is None:
@@ -33,7 +33,7 @@ async def show_type(hub: Hub, name: str) -> ASGIApp:
 @operation(
     "PUT", "/v1/types/{name:str}", takes=AgentType, gives={200: AgentType}, problems=(422, 503)
 )
-async def put_type(request: ApiRequest, hub: Hub, name: str) -> ASGIApp:
+async def put_type(request: ApiRequest, hub: TheHub, name: Segment) -> ASGIApp:
     """Add an agent type or replace it; agents that were spawned before keep what they were spawned with."""
     kind = await read_body(request, AgentType)
     if kind.name != name:
@@ -45,7 +45,7 @@ async def put_type(request: ApiRequest, hub: Hub, name: str) -> ASGIApp:
 
 
 @operation("DELETE", "/v1/types/{name:str}", gives={204: None}, problems=(404, 503))
-async def delete_type(request: ApiRequest, hub: Hub, name: str) -> ASGIApp:
+async def delete_type(request: ApiRequest, hub: TheHub, name: Segment) -> ASGIApp:
     """Delete an agent type; its agents go on."""
     await _change(hub, request.auth, "delete_type", name, lambda c, _: types.delete(c, name))
     return reply_bytes(b"", "", 204)

@@ -1,7 +1,7 @@
 """`felloe spawn`: an agent from a type or a command, and what its options become in a request."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import rich_click as click
 
@@ -150,7 +150,7 @@ def _body(given: dict[str, Any]) -> dict[str, Any]:
         "type": given["type_"],
         "command": None if given["type_"] or not command else command,
         "args": command if given["type_"] else None,
-        "input": file.read() if file is not None else given["input_"],
+        "input": given["input_"] if file is None else _read(file),
         "env": dict(given["env"]),
         "labels": dict(given["label"]),
         "selector": dict(given["selector"]),
@@ -170,6 +170,15 @@ def _body(given: dict[str, Any]) -> dict[str, Any]:
         "hold": given["hold"],
     }
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _read(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"--input-file: the input of an agent is text in UTF-8: {error}"
+        ) from None
 
 
 def _resources(given: dict[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,12 @@ class Dispatchers:
         self._seal = seal
         self._wanted: dict[str, asyncio.Event] = {}
         self._running: list[asyncio.Task[None]] = []
+        self._is_stopped = False
 
     def wake(self, spoke: str) -> None:
-        """Have a spoke's outbox looked at now."""
+        """Have a spoke's outbox looked at now; of no effect after `stop`, when nobody would end a new loop."""
+        if self._is_stopped:
+            return
         wanted = self._wanted.get(spoke)
         if wanted is None:
             wanted = self._wanted[spoke] = asyncio.Event()
@@ -44,6 +47,7 @@ class Dispatchers:
         wanted.set()
 
     def stop(self) -> None:
+        self._is_stopped = True
         for task in self._running:
             task.cancel()
 
@@ -55,6 +59,10 @@ class Dispatchers:
                 wait_s = min(LOOK_S, await self._send(spoke))
             except UnavailableError as error:
                 log.warning("dispatch_waits", spoke=spoke, error=str(error))
+            except (
+                Exception
+            ):  # a fault of ours at one spoke must not end the hub: kills go out by this way
+                log.exception("dispatch_failed", spoke=spoke)
             await wait(wanted, wait_s)
 
     async def _send(self, spoke: str) -> float:

@@ -5,12 +5,15 @@ Alone, an order is committed at once; under load one commit, one fsync and a han
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from hub.control.spawn import Spawned
 from hub.core.admission import Order
-from shared.errors import FelloeError
+from shared.errors import FelloeError, OverloadedError
 
-MAX_CALLERS = 500
+# More orders in one transaction would keep everybody else from the writer, intake first of all.
+MAX_ORDERS: Final = 1_000
+MAX_WAITING: Final = 50_000
 
 Results = list[Spawned | FelloeError]
 
@@ -24,12 +27,16 @@ class SpawnGroups:
         self._commit = commit
         self._tasks = tasks
         self._waiting: list[tuple[Sequence[Order], asyncio.Future[Results]]] = []
+        self._orders = 0
         self._is_running = False
 
     async def spawn(self, orders: Sequence[Order]) -> Results:
-        """Return one result per order; raises what the commit of the whole group raised."""
+        """Return one result per order; raises what the commit of the whole group raised, or OverloadedError."""
+        if self._orders + len(orders) > MAX_WAITING:
+            raise OverloadedError("too many agents wait to be stored; try again", retry_after_s=1)
         future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self._waiting.append((orders, future))
+        self._orders += len(orders)
         if not self._is_running:
             self._is_running = True
             self._tasks.create_task(self._run())
@@ -38,11 +45,21 @@ class SpawnGroups:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                group = self._waiting[:MAX_CALLERS]
-                del self._waiting[:MAX_CALLERS]
-                await self._serve(group)
+                await self._serve(self._take())
         finally:
             self._is_running = False
+
+    def _take(self) -> list[tuple[Sequence[Order], asyncio.Future[Results]]]:
+        """Take the next group, in the order of arrival: one caller at least, and no more orders than are allowed."""
+        size = count = 0
+        for orders, _ in self._waiting:
+            size += len(orders)
+            if count and size > MAX_ORDERS:
+                break
+            count += 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._orders -= sum(len(orders) for orders, _ in group)
+        return group
 
     async def _serve(
         self, group: Sequence[tuple[Sequence[Order], asyncio.Future[Results]]]

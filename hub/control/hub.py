@@ -10,8 +10,9 @@ The loops are woken by nudges after a commit and look by themselves every second
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -71,6 +72,7 @@ class Hub:
         self._bus: Bus | None = None
         self._watch: Watch | None = None
         self._pins = Pins(settings.keys.spokes)
+        self._pins_read_ms = 0
         self._fanout = Fanout()
         self._suspect_ms = int(settings.timing.suspect_s * 1000)
         self._place_wanted = asyncio.Event()
@@ -84,32 +86,25 @@ class Hub:
         signer = KeySigner.from_file(settings.keys.hub, "hub")
         file = settings.database.file
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = HubLock(file)
-        upgrade(file)
         command_ms = int(settings.timing.command_s * 1000)
         federation = federation_of(signer.public)
         seal = Seal(
             hub=settings.hub.id, federation=federation, signer=signer, command_ms=command_ms
         )
-        writer = Writer(open_engine(file), settings.hub.id)
-        writer.start()
-        reader = Reader(open_engine(file, read_only=True))
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                hub = cls(settings, writer, reader, seal, tasks)
-                await hub._take_stock()
-                running = [
-                    tasks.create_task(hub._run_placement()),
-                    tasks.create_task(hub._run_bus()),
-                ]
-                try:
-                    yield hub
-                finally:
-                    await hub._stop(running)
-        finally:
-            await writer.stop()
-            reader.close()
-            lock.release()
+        async with (
+            _open_store(file, settings.hub.id) as (writer, reader),
+            asyncio.TaskGroup() as tasks,
+        ):
+            hub = cls(settings, writer, reader, seal, tasks)
+            await hub._take_stock()
+            running = [
+                tasks.create_task(hub._run_placement()),
+                tasks.create_task(hub._run_bus()),
+            ]
+            try:
+                yield hub
+            finally:
+                await hub._stop(running)
 
     # --- what the API calls --------------------------------------------------------------------------
 
@@ -148,7 +143,7 @@ class Hub:
 
     async def tail(
         self, agent: Agent, *, gen: int, attempt: int, offset: int, follow: bool
-    ) -> AsyncIterator[LogPiece]:
+    ) -> AsyncGenerator[LogPiece]:
         """Yield an agent's output from a position on; see `hub.control.watch`."""
         while self._watch is None:
             if not follow:
@@ -157,10 +152,10 @@ class Hub:
                 )
                 return
             await asyncio.sleep(LOOK_S)
-        async for piece in self._watch.tail(
-            agent, gen=gen, attempt=attempt, offset=offset, follow=follow
-        ):
-            yield piece
+        pieces = self._watch.tail(agent, gen=gen, attempt=attempt, offset=offset, follow=follow)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
     def changed(self, agent_id: str | None) -> AbstractContextManager[asyncio.Event]:
         """Lend an event that is set whenever something of that agent (None: of any) was committed."""
@@ -182,18 +177,27 @@ class Hub:
 
     async def _take_stock(self) -> None:
         """Enter the pinned spokes and the types from the settings before anything else happens."""
-        pinned = self._pins.read()
+        await self._read_pins()
         now_ms = self.now_ms()
         catalogue = _read_types(self.settings)
 
         def enter(connection: sa.Connection) -> None:
-            for spoke, key_id in pinned.items():
-                spokes.admit(connection, spoke, key_id)
             for kind in catalogue:
                 types.put(connection, kind, now_ms)
 
         await self._writer.run(enter)
         await self.reload_types()
+
+    async def _read_pins(self) -> None:
+        """Enter every spoke whose key is pinned, then trust the keys: in this order, so that a failure is made good."""
+        found = self._pins.read()
+
+        def enter(connection: sa.Connection) -> None:
+            for spoke, keys in found.items():
+                spokes.admit(connection, spoke, next(iter(keys)))
+
+        await self._writer.run(enter)
+        self._pins.adopt(found)
 
     async def _run_bus(self) -> None:
         nats = self.settings.nats
@@ -210,6 +214,7 @@ class Hub:
             self.reader,
             self._seal,
             trust_of=self._trust_of,
+            on_refusal=self._note_refusal,
             fanout=self._fanout,
             clock=self.now_ms,
             reader_id=f"{self.settings.hub.id}-{secrets.token_hex(4)}",
@@ -232,6 +237,11 @@ class Hub:
                 await self.do(lambda c, now_ms: place.place(c, now_ms, self._suspect_ms))
             except UnavailableError as error:
                 log.warning("placement_waits", error=str(error))
+                await asyncio.sleep(LOOK_S)
+            except (
+                Exception
+            ):  # a fault of ours must not end the hub: kills would not go out any more
+                log.exception("placement_failed")
                 await asyncio.sleep(LOOK_S)
             await wait(self._place_wanted, LOOK_S)
 
@@ -267,10 +277,7 @@ class Hub:
                 lambda c: intake(c, report, self._seal, self.now_ms())
             )
         except RefusalError as error:
-            self.metrics.refusals.labels(error.refusal.value).inc()
-            log.warning(
-                "report_refused", spoke=spoke, refusal=error.refusal.value, detail=str(error)
-            )
+            self._note_refusal(spoke, error)
             return None
         except FelloeError as error:
             log.warning("report_not_taken", spoke=spoke, error=str(error))
@@ -280,6 +287,10 @@ class Hub:
 
     # --- small parts ---------------------------------------------------------------------------------
 
+    def _note_refusal(self, spoke: str, error: RefusalError) -> None:
+        self.metrics.refusals.labels(error.refusal.value).inc()
+        log.warning("report_refused", spoke=spoke, refusal=error.refusal.value, detail=str(error))
+
     def _trust_of(self, spoke: str) -> SpokeTrust | None:
         keys = self._pins.keys_of(spoke)
         return SpokeTrust(self._seal.federation, spoke, keys) if keys else None
@@ -288,13 +299,18 @@ class Hub:
         trust = self._trust_of(spoke)
         if trust is not None:
             return trust
-        pinned = self._pins.read()
-        if spoke not in pinned:
+        now_ms = self.now_ms()
+        if (
+            now_ms - self._pins_read_ms >= LOOK_S * 1000
+        ):  # strangers must not make us read files all the time
+            self._pins_read_ms = now_ms
+            await self._read_pins()
+        trust = self._trust_of(spoke)
+        if trust is None:
             raise NotFoundError(
                 f"no key is pinned for spoke {spoke}: put {spoke}.pub into {self.settings.keys.spokes}"
             )
-        await self._writer.run(lambda c: spokes.admit(c, spoke, pinned[spoke]))
-        return SpokeTrust(self._seal.federation, spoke, self._pins.keys_of(spoke))
+        return trust
 
     def _nudge(self, nudges: Nudges) -> None:
         if nudges.place:
@@ -307,6 +323,24 @@ class Hub:
         self._place_wanted.set()
         for spoke in self.reader.run(spokes.all):
             self._dispatchers.wake(spoke.id)
+
+
+@asynccontextmanager
+async def _open_store(file: Path, chain: str) -> AsyncGenerator[tuple[Writer, Reader]]:
+    """Lock the database, bring it up to date, open it for writing and reading; close all of it on exit."""
+    lock = HubLock(file)
+    try:
+        upgrade(file)
+        reader = Reader(open_engine(file, read_only=True))
+        writer = Writer(open_engine(file), chain)
+        writer.start()
+        try:
+            yield writer, reader
+        finally:
+            await writer.stop()
+            reader.close()
+    finally:
+        lock.release()
 
 
 def _read_types(settings: HubSettings) -> list[AgentType]:

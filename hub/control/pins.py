@@ -16,17 +16,19 @@ from shared.keys import key_id, read_public_key
 
 log = structlog.get_logger()
 
+Keys = dict[str, Mapping[KeyId, Ed25519PublicKey]]
+
 
 class Pins:
-    """Spoke → its key, as last read."""
+    """Spoke → its key, as last adopted."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._keys: dict[str, Mapping[KeyId, Ed25519PublicKey]] = {}
+        self._keys: Keys = {}
 
-    def read(self) -> dict[str, str]:
-        """Read the folder; returns spoke → key id. A file that cannot be used is left out, and said."""
-        found: dict[str, Mapping[KeyId, Ed25519PublicKey]] = {}
+    def read(self) -> Keys:
+        """Read the folder; `adopt` what it returns. A file that cannot be used is left out, and said."""
+        found: Keys = {}
         for path in sorted(self._folder.glob("*.pub")):
             if re.match(NAME_PATTERN, path.stem) is None:
                 log.warning("pin_ignored", path=str(path), reason="not a spoke's name")
@@ -37,8 +39,11 @@ class Pins:
                 log.warning("pin_ignored", path=str(path), reason=str(error))
                 continue
             found[path.stem] = {key_id(key): key}
+        return found
+
+    def adopt(self, found: Keys) -> None:
+        """Trust these keys from now on: after all these spokes were entered in the database."""
         self._keys = found
-        return {spoke: next(iter(keys)) for spoke, keys in found.items()}
 
     def keys_of(self, spoke: str) -> Mapping[KeyId, Ed25519PublicKey]:
         """Return a spoke's keys, empty for one that is not pinned."""

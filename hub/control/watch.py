@@ -6,14 +6,15 @@ again from there, one that came twice is left out, and what cannot be had is sai
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Final, Literal
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Final
 
-import msgspec
 import structlog
 
 from hub.control.dispatch import Seal, command_header
 from hub.control.fanout import Fanout
+from hub.control.watch_place import LogPiece, Place, is_unknown
 from hub.store import agents, placements, spokes
 from hub.store.agents import Agent
 from hub.store.placements import Placement
@@ -21,10 +22,11 @@ from hub.store.writer import Reader
 from shared import subjects
 from shared.bus import Bus
 from shared.clock import Clock
+from shared.envelope import RefusalError
 from shared.errors import UnavailableError
 from shared.ids import uuid7
 from shared.lifecycle import ENDED
-from shared.messages import LogChunk, LogKind, LogStream, Query, Reply, Status, Tail
+from shared.messages import LogChunk, Query, Reply, Status, Tail
 from shared.trust import TO_READER, SpokeTrust, encode_item, open_report, seal_commands
 
 log = structlog.get_logger()
@@ -33,25 +35,11 @@ LEASE_MS: Final = 30_000
 RENEW_S: Final = 10.0
 # More than this is dropped here, noticed by its offset, and asked for again.
 MAX_PIECES_WAITING: Final = 512
+# Between asking again for what was lost, or looking again whether a spoke is back.
+AGAIN_S: Final = 0.1
 
-PieceKind = Literal["data", "gap", "attempt_end", "absent", "end"]
 TrustOf = Callable[[str], SpokeTrust | None]
-
-
-class LogPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of an agent's output, or a word about it; `next_offset` is where the attempt goes on."""
-
-    gen: int
-    attempt: int
-    offset: int
-    kind: PieceKind
-    stream: LogStream = LogStream.OUT
-    data: bytes = b""
-    reason: str = ""
-
-    @property
-    def next_offset(self) -> int:
-        return self.offset + len(self.data)
+OnRefusal = Callable[[str, RefusalError], None]
 
 
 class Watch:
@@ -64,6 +52,7 @@ class Watch:
         seal: Seal,
         *,
         trust_of: TrustOf,
+        on_refusal: OnRefusal,
         fanout: Fanout,
         clock: Clock,
         reader_id: str,
@@ -73,12 +62,14 @@ class Watch:
         self._reader = reader
         self._seal = seal
         self._trust_of = trust_of
+        self._on_refusal = on_refusal
         self._fanout = fanout
         self._clock = clock
         self._reader_id = reader_id
         self._suspect_ms = suspect_ms
-        self._replies: dict[str, asyncio.Future[Reply]] = {}
-        self._tails: dict[str, asyncio.Queue[LogChunk]] = {}
+        # By (spoke, id of the question): nobody answers what another one was asked.
+        self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+        self._tails: dict[tuple[str, str], asyncio.Queue[LogChunk]] = {}
 
     async def listen(self) -> None:
         await self._bus.listen(subjects.logs_for(self._reader_id), self._on_answer)
@@ -97,7 +88,7 @@ class Watch:
             gen=placed[-1].gen, reader=self._reader_id,
         )  # fmt: skip
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[item.id] = future
+        self._replies[spoke, item.id] = future
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ask(spoke, item)
@@ -107,37 +98,48 @@ class Watch:
         except UnavailableError as error:
             return None, str(error)
         finally:
-            del self._replies[item.id]
+            del self._replies[spoke, item.id]
 
     async def tail(
         self, agent: Agent, *, gen: int, attempt: int, offset: int, follow: bool
-    ) -> AsyncIterator[LogPiece]:
+    ) -> AsyncGenerator[LogPiece]:
         """Yield an agent's output from a position on, over all generations, and say what is missing of it."""
-        place = _Place(gen, attempt, offset)
+        place = Place(gen, attempt, offset)
         with self._fanout.watching(agent.id) as changed:
             while True:
                 changed.clear()
                 agent = self._again(agent)
-                placed = next((p for p in self._placements(agent) if p.gen >= place.gen), None)
-                if placed is None or placed.accepted_ms is None:
+                placed = self._with_output(agent, place.gen)
+                if placed is None:
                     if agent.state in ENDED or not follow:
                         break
                     await changed.wait()
                     continue
                 place.start(placed.gen)
-                async for piece in self._tail_of(agent, placed, place, follow=follow):
-                    yield piece
-                if place.gen > placed.gen:
-                    continue
-                if not follow:
-                    return
-                await self._until_online(placed.spoke)
+                pieces = self._tail_of(agent, placed, place, follow=follow)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
+                        if piece.kind == "absent" and not follow:
+                            return
+                if place.gen == placed.gen:
+                    await self._until_online(placed.spoke)
         yield place.piece("end", agent.state.value)
 
+    def _with_output(self, agent: Agent, gen: int) -> Placement | None:
+        """Return the next generation that a spoke accepted; one that was refused has no output."""
+        return next(
+            (p for p in self._placements(agent) if p.gen >= gen and p.accepted_ms is not None),
+            None,
+        )
+
     async def _tail_of(
-        self, agent: Agent, placed: Placement, place: "_Place", *, follow: bool
-    ) -> AsyncIterator[LogPiece]:
-        """Yield one generation's output and move `place` along; past its end, `place` is in the next generation."""
+        self, agent: Agent, placed: Placement, place: Place, *, follow: bool
+    ) -> AsyncGenerator[LogPiece]:
+        """Yield one generation's output and move `place` along; past its end, `place` is in the next generation.
+
+        Ends before that where a chunk was lost: ask again from where `place` is.
+        """
         away = f"spoke {placed.spoke} is away; its output is kept there"
         if not self._is_online(placed.spoke):
             yield place.piece("absent", away)
@@ -148,46 +150,52 @@ class Watch:
             reader=self._reader_id,
         )  # fmt: skip
         chunks: asyncio.Queue[LogChunk] = asyncio.Queue(MAX_PIECES_WAITING)
-        self._tails[tail.id] = chunks
+        self._tails[placed.spoke, tail.id] = chunks
+        lease = _Lease()
         try:
-            await self._ask(placed.spoke, tail)
             while place.gen == placed.gen:
-                chunk = await self._next_chunk(chunks, tail, placed.spoke, follow=follow)
+                chunk = await self._next_chunk(chunks, tail, placed.spoke, lease)
                 if chunk is None:
                     yield place.piece("absent", away)
                     return
                 if not place.follows(chunk):
-                    return  # one was lost on the way: ask again from where we are
+                    return
+                if is_unknown(chunk) and self._again(agent).started_ms is not None:
+                    yield place.piece(
+                        "gap", f"spoke {placed.spoke} has no output of this generation any more"
+                    )
                 piece = place.take(chunk)
                 if piece is not None:
                     yield piece
-        except UnavailableError:
-            yield place.piece("absent", away)
+        except UnavailableError as error:
+            yield place.piece("absent", str(error))
         finally:
-            del self._tails[tail.id]
+            del self._tails[placed.spoke, tail.id]
 
     async def _next_chunk(
-        self, chunks: asyncio.Queue[LogChunk], tail: Tail, spoke: str, *, follow: bool
+        self, chunks: asyncio.Queue[LogChunk], tail: Tail, spoke: str, lease: "_Lease"
     ) -> LogChunk | None:
-        """Return the next chunk, renewing the lease while there is none; None when the spoke went away."""
+        """Return the next chunk, having renewed the lease when it was time to; None when the spoke is away."""
         while True:
-            try:
-                async with asyncio.timeout(RENEW_S):
-                    return await chunks.get()
-            except TimeoutError:
-                if not follow or not self._is_online(spoke):
+            if lease.left_s() <= 0:
+                if not self._is_online(spoke):
                     return None
                 await self._ask(spoke, tail)
+                lease.renew()
+            if not chunks.empty():
+                return chunks.get_nowait()
+            try:
+                async with asyncio.timeout(lease.left_s() if tail.follow else RENEW_S):
+                    return await chunks.get()
+            except TimeoutError:
+                if not tail.follow:
+                    return None
 
     async def _until_online(self, spoke: str) -> None:
-        with self._fanout.watching(None) as changed:
-            while not self._is_online(spoke):
-                changed.clear()
-                try:
-                    async with asyncio.timeout(1):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+        """Wait a moment, and then for as long as the spoke is away."""
+        await asyncio.sleep(AGAIN_S)
+        while not self._is_online(spoke):  # noqa: ASYNC110 - nothing tells of time that passes
+            await asyncio.sleep(AGAIN_S)
 
     async def _ask(self, spoke: str, item: Query) -> None:
         header = self._reader.run(
@@ -202,20 +210,25 @@ class Watch:
         trust = self._trust_of(spoke)
         if trust is None:
             return
-        for item in open_report(data, TO_READER, trust).items:
+        try:
+            report = open_report(data, TO_READER, trust)
+        except RefusalError as error:
+            self._on_refusal(spoke, error)
+            return
+        for item in report.items:
             match item:
                 case Reply():
-                    future = self._replies.get(item.cmd)
+                    future = self._replies.get((spoke, item.cmd))
                     if future is not None and not future.done():
                         future.set_result(item)
                 case LogChunk():
-                    self._take(item)
+                    self._take(spoke, item)
                 case _:
                     continue
 
-    def _take(self, chunk: LogChunk) -> None:
+    def _take(self, spoke: str, chunk: LogChunk) -> None:
         """Keep a chunk for its reader; what does not fit is lost here, and noticed by its offset."""
-        waiting = self._tails.get(chunk.cmd)
+        waiting = self._tails.get((spoke, chunk.cmd))
         if waiting is not None and not waiting.full():
             waiting.put_nowait(chunk)
 
@@ -231,66 +244,14 @@ class Watch:
         )
 
 
-class _Place:
-    """Where a reader stands: the generation, the attempt, and the next byte of each stream."""
+class _Lease:
+    """When to ask for the same tail again: by the clock, since a stream that never pauses would lose its lease too."""
 
-    def __init__(self, gen: int, attempt: int, offset: int) -> None:
-        self.gen = gen
-        self.attempt = attempt
-        self._next = {LogStream.OUT: offset, LogStream.ERR: 0}
+    def __init__(self) -> None:
+        self._until = 0.0
 
-    @property
-    def offset(self) -> int:
-        return self._next[LogStream.OUT]
+    def left_s(self) -> float:
+        return self._until - asyncio.get_running_loop().time()
 
-    def start(self, gen: int) -> None:
-        """Go to a generation, at its beginning if it is a later one."""
-        if gen > self.gen:
-            self.gen = gen
-            self._begin(1)
-
-    def follows(self, chunk: LogChunk) -> bool:
-        """Tell whether nothing is missing before this chunk."""
-        expected = self._next[chunk.stream] if chunk.attempt == self.attempt else 0
-        return chunk.kind is not LogKind.DATA or chunk.offset <= expected
-
-    def take(self, chunk: LogChunk) -> LogPiece | None:
-        """Move past a chunk; returns what of it is new, or None."""
-        if chunk.kind is LogKind.END:
-            self.start(self.gen + 1)
-            return None
-        if chunk.attempt > self.attempt:
-            self._begin(chunk.attempt)
-        length = chunk.length if chunk.kind is LogKind.GAP else len(chunk.data)
-        known = max(0, self._next[chunk.stream] - chunk.offset) if length else 0
-        if chunk.attempt < self.attempt or (length and known >= length):
-            return None
-        if length:
-            self._next[chunk.stream] = chunk.offset + length
-        if chunk.kind is LogKind.ATTEMPT_END:
-            self._begin(chunk.attempt + 1)
-        return LogPiece(
-            gen=chunk.gen, attempt=chunk.attempt, offset=chunk.offset + known, kind=_KINDS[chunk.kind],
-            stream=chunk.stream, data=chunk.data[known:], reason=chunk.reason or _gap_text(chunk),
-        )  # fmt: skip
-
-    def piece(self, kind: PieceKind, reason: str) -> LogPiece:
-        """Return a word about the stream at this place."""
-        return LogPiece(
-            gen=self.gen, attempt=self.attempt, offset=self.offset, kind=kind, reason=reason
-        )
-
-    def _begin(self, attempt: int) -> None:
-        self.attempt = attempt
-        self._next = {LogStream.OUT: 0, LogStream.ERR: 0}
-
-
-def _gap_text(chunk: LogChunk) -> str:
-    return f"{chunk.length} bytes are gone" if chunk.kind is LogKind.GAP else ""
-
-
-_KINDS: Final[dict[LogKind, PieceKind]] = {
-    LogKind.DATA: "data",
-    LogKind.GAP: "gap",
-    LogKind.ATTEMPT_END: "attempt_end",
-}
+    def renew(self) -> None:
+        self._until = asyncio.get_running_loop().time() + RENEW_S

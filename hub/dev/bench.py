@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+import uvloop
 
 from hub.dev.desk import UnexpectedError
 from hub.dev.figures import accept, complete, idle_rss, log_latency, spawn_latency
@@ -43,7 +44,7 @@ BENCHES: Final[Mapping[str, Bench]] = {
 
 def main(names: Sequence[str], *, n: int | None = None, json_only: bool = False) -> int:
     """Measure in the foreground: what `./dev bench` calls."""
-    return in_foreground(run(names, n=n, json_only=json_only))
+    return in_foreground(run(names, n=n, json_only=json_only), uvloop.new_event_loop)
 
 
 async def run(names: Sequence[str], *, n: int | None, json_only: bool) -> int:

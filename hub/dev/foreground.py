@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shared.errors import FelloeError
@@ -17,7 +17,9 @@ from shared.telemetry import set_up_logs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def in_foreground(main: Coroutine[Any, Any, int]) -> int:
+def in_foreground(
+    main: Coroutine[Any, Any, int], loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> int:
     """Return the exit status: the coroutine's own, 128 + n after a signal, 125 for a FelloeError."""
     set_up_logs(as_json=False, level="error")
     stopped_by: list[signal.Signals] = []
@@ -37,7 +39,8 @@ def in_foreground(main: Coroutine[Any, Any, int]) -> int:
         return await main
 
     try:
-        return asyncio.run(supervised())
+        with asyncio.Runner(loop_factory=loop) as runner:
+            return runner.run(supervised())
     except asyncio.CancelledError:
         return 128 + stopped_by[0] if stopped_by else 125
     except FelloeError as error:

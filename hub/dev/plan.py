@@ -3,6 +3,7 @@
     <folder>/            mode 0700: it holds every key and password of the stack
       stack.json         ports, passwords, the mark: kept, so that a stack comes back as itself
       token              the hub's bootstrap token, mode 0600
+      client.json        where the hub is: the CLI looks for it in .felloe/
       logs/  source/     each child's log; the snapshot of our own sources that agents see at /src
       nats/  hub/        settings, keys, database
       <spoke>/           settings, key, state folder, Valkey's append-only file
@@ -104,6 +105,9 @@ def draw_up(folder: Path | None, options: Options) -> Plan:
     plan = Plan(folder=where, run=run, facts=facts, options=options, temporary=folder is None)
     if not plan.token_file.exists():
         write_whole(plan.token_file, secrets.token_urlsafe(32).encode() + b"\n", mode=0o600)
+    # Where the CLI finds us: `hub.cli.where`.
+    client = {"url": plan.url, "token_file": plan.token_file.name}
+    write_whole(plan.folder / "client.json", msgspec.json.encode(client), mode=0o600)
     _make_keys(plan)
     return plan
 

@@ -38,16 +38,16 @@ class Show:
 
     def say(self, text: str) -> None:
         """Say what is done, or what was seen."""
-        self._console.print(f"   {escape(text)}")
+        self._console.print(f"   {escape(text)}", soft_wrap=True)
 
     def line(self, who: str, text: str) -> None:
         """Show a line of an agent's output."""
         colour = self._colours.setdefault(who, _COLOURS[len(self._colours) % len(_COLOURS)])
-        self._console.print(f"   [{colour}]{escape(who):>16} │[/] {escape(text)}", overflow="fold")
+        self._console.print(f"   [{colour}]{escape(who):>16} │[/] {escape(text)}", soft_wrap=True)
 
     def verdict(self, outcome: Outcome) -> None:
         mark = "[green]✓[/]" if outcome.ok else "[red]✗[/]"
-        self._console.print(f" {mark} {escape(outcome.detail)}")
+        self._console.print(f" {mark} {escape(outcome.detail)}", soft_wrap=True)
 
     def summary(self, outcomes: list[Outcome], lacks: list[str]) -> None:
         """Print the table, and what this host cannot enforce."""

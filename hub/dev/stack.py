@@ -19,16 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import httpx
-import msgspec
-
+from hub.client import Client
 from hub.dev import binaries, settings, valkey
 from hub.dev.children import Child, Program, Say
 from hub.dev.plan import Options, Plan, draw_up, lock
 from hub.dev.watch import Watch
 from hub.dev.watcher import MARK, sweep
-from hub.schemas import HealthView, SpokesView
-from shared.errors import FelloeError
+from shared.errors import FelloeError, UnavailableError
 
 # What a child may know of our environment: nothing of Felloe's own settings, which would override the files.
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER")
@@ -134,35 +131,21 @@ class Stack:
             os.close(self._lock)
             self._lock = -1
 
-    def client(self) -> httpx.AsyncClient:
-        """Return a plain HTTP client that holds the token."""
-        headers = {"Authorization": f"Bearer {self.plan.token}"}
-        return httpx.AsyncClient(
-            base_url=self.plan.url, headers=headers, timeout=5.0, trust_env=False
-        )
+    def client(self) -> Client:
+        """Return a client of the hub, to be used with `async with`."""
+        return Client(self.plan.url, self.plan.token, timeout_s=10.0)
 
-    async def _missing(self, client: httpx.AsyncClient) -> str:
+    async def _missing(self, client: Client) -> str:
         """Return the child that is not ready yet, or ""."""
         try:
-            health = await client.get("/readyz")
-            if health.status_code != 200:
-                return "hub"
-            answer = await client.get("/v1/spokes")
-        except httpx.TransportError:
+            health = await client.ready()
+            seen = (await client.spokes()).spokes
+        except UnavailableError:
             return "hub"
-        if answer.status_code != 200:
-            return "hub"
-        seen = msgspec.json.decode(answer.content, type=SpokesView).spokes
         online = {spoke.id for spoke in seen if spoke.state == "online"}
-        return next((spoke for spoke in self.spokes if spoke not in online), "")
-
-    async def health(self) -> HealthView:
-        """Return what /readyz says, ready or not; raises StackError when the hub does not answer."""
-        try:
-            async with self.client() as client:
-                return msgspec.json.decode((await client.get("/readyz")).content, type=HealthView)
-        except httpx.TransportError as error:
-            raise StackError(f"the hub does not answer: {error}") from error
+        return next(
+            (spoke for spoke in self.spokes if spoke not in online), "" if health.ok else "hub"
+        )
 
     def _check_early_ends(self) -> None:
         for child in self.children.values():

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from hub.store import audit
 from shared.errors import FelloeError, UnavailableError
@@ -50,13 +50,15 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._count = 0
+        self._is_stopped = False
         self.failure = ""  # why the last commit failed; empty while all is well
 
     def start(self) -> None:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish what waits, then end the thread; who comes later is refused."""
+        self._is_stopped = True
         self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -64,6 +66,8 @@ class Writer:
         """Run a use case durably and return its result; raises what it raises, or UnavailableError."""
         if self._count >= MAX_WAITING:
             raise UnavailableError("the database does not keep up; try again")
+        if self._is_stopped:
+            raise UnavailableError("the hub is stopping")
         future: asyncio.Future[T] = self._loop.create_future()
         self._count += 1
         self._waiting.put(_Waiting(use_case, future))
@@ -84,7 +88,7 @@ class Writer:
                 connection = connection or self._connect()
                 self._commit(connection, group)
                 self.failure = ""
-            except SQLAlchemyError as error:
+            except Exception as error:  # noqa: BLE001 - without this thread nobody would ever get an answer
                 self.failure = str(getattr(error, "orig", None) or error)
                 log.error("commit_failed", error=self.failure, use_cases=len(group))
                 connection = self._give_up(connection, group)
@@ -109,8 +113,8 @@ class Writer:
                     waiting.result = waiting.use_case(connection)
                 except FelloeError as error:
                     waiting.error = error
-                except SQLAlchemyError:
-                    raise
+                except OperationalError:
+                    raise  # the disk, a lock: SQLite may have rolled back everything by itself
                 except Exception as error:  # a fault of ours must not undo the others
                     log.exception("use_case_failed")
                     waiting.error = error

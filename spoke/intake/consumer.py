@@ -7,6 +7,7 @@ away the items are dropped: the hub's rows stay open and it sends them again.
 """
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
@@ -73,12 +74,17 @@ class Consumer:
                 opened = self._open(self._waiting.get_nowait())
                 items.extend(opened.items if opened else ())
                 evt_ack = max(evt_ack, self._acknowledged_by(opened))
-            try:
-                await self._take_in(items)
+            await self._try_to_take_in(items)
+            with contextlib.suppress(UnavailableError):
+                # The next envelope, answer or heartbeat says it again.
                 await self._outbox.acknowledge(evt_ack)
-            except UnavailableError as error:
-                self.dropped += len(items)
-                log.warning("items_dropped", items=len(items), error=str(error))
+
+    async def _try_to_take_in(self, items: list[TrustedItem[Command]]) -> None:
+        try:
+            await self._take_in(items)
+        except UnavailableError as error:
+            self.dropped += len(items)
+            log.warning("items_dropped", items=len(items), error=str(error))
 
     def _open(self, data: bytes) -> TrustedCommands | None:
         try:

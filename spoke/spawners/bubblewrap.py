@@ -195,6 +195,7 @@ class Bubblewrap:
     async def _end_held(self, sandbox: Sandbox, folder: AttemptFolder) -> None:
         """End what was never released: its agent never ran. Nobody at the FIFO means that nothing is alive."""
         while folder.is_held():
+            cgroups.hurry(self._cgroups.paths(sandbox.name))
             for seen in await _held(folder):
                 send(seen.pid, seen.started, signal.SIGKILL)
                 await gone(seen.pid, seen.started)
@@ -204,6 +205,7 @@ class Bubblewrap:
         """Undo a set-up that failed or was cancelled."""
         outer = see(pid) if pid else None
         await self._end_held(sandbox, folder)
+        cgroups.hurry(self._cgroups.paths(sandbox.name))
         if outer is not None:
             send(pid, outer.started, signal.SIGKILL)
             await gone(pid, outer.started)
@@ -259,6 +261,7 @@ def _setup_error(folder: AttemptFolder) -> SetupError:
 
 def _kill(handle: Handle) -> None:
     """End the namespace: the kernel ends all of it with its process 1."""
+    cgroups.hurry(handle.cgroups)
     send(handle.child_pid, handle.child_started, signal.SIGKILL)
 
 
@@ -267,7 +270,8 @@ async def _all_gone(handle: Handle) -> None:
     if handle.boot_id != boot_id():
         return
     await gone(handle.pid, handle.pid_started)
-    _kill(handle)
+    if is_alive(handle.child_pid, handle.child_started):
+        _kill(handle)
     await gone(handle.child_pid, handle.child_started)
     await cgroups.empty(handle.cgroups)
 

@@ -111,6 +111,14 @@ def kill(paths: Sequence[str], spare: Sequence[int] = ()) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def hurry(paths: Sequence[str]) -> None:
+    """Lift the bound on CPU: to end, a killed process needs some too, and a tree under 1 % would take minutes."""
+    for path in paths:
+        for file, value in (("cpu.cfs_quota_us", "-1"), ("cpu.max", f"max {_PERIOD_US}")):
+            with contextlib.suppress(OSError):
+                _put(f"{path}/{file}", value)
+
+
 async def empty(paths: Sequence[str]) -> None:
     """End everyone in it and return when nobody is left: again and again, since a tree may be forking."""
 

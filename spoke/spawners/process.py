@@ -257,9 +257,11 @@ def _members(handle: Handle) -> list[Seen]:
 
 def _kill(handle: Handle) -> None:
     """End everyone but the shim, which then records the end of its agent."""
-    for seen in _members(handle):
-        if seen.pid != handle.pid:
-            send(seen.pid, seen.started, signal.SIGKILL)
+    others = [seen for seen in _members(handle) if seen.pid != handle.pid]
+    if others:
+        cgroups.hurry(handle.cgroups)
+    for seen in others:
+        send(seen.pid, seen.started, signal.SIGKILL)
 
 
 def _is_over_without_its_agent(handle: Handle) -> bool:

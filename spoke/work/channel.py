@@ -9,6 +9,7 @@ Everything is bounded: how many tails, how many questions wait, how much is on i
 """
 
 import asyncio
+from collections import deque
 from typing import Final
 
 import structlog
@@ -27,6 +28,8 @@ from spoke.work.loop import Loop
 log = structlog.get_logger()
 
 MOST_TAILS: Final = 256
+# A renewal may be under way while the end is: it must not send everything again.
+_MOST_ENDED: Final = 256
 _MOST_QUESTIONS: Final = 256
 _ANSWERERS: Final = 4
 # What a follower of a live agent waits at most, on average half of it.
@@ -68,6 +71,7 @@ class Channel:
         self._questions: asyncio.Queue[Status] = asyncio.Queue(_MOST_QUESTIONS)
         self._new: asyncio.Queue[_Watch] = asyncio.Queue(MOST_TAILS)
         self._watches: dict[str, _Watch] = {}
+        self._ended: deque[str] = deque(maxlen=_MOST_ENDED)
 
     def ask(self, status: Status) -> None:
         """Have a Status answered; dropped, as on a bad network, when too many wait."""
@@ -77,8 +81,13 @@ class Channel:
             log.warning("status_dropped", waiting=_MOST_QUESTIONS)
 
     def tail(self, tail: Tail) -> None:
-        """Begin a tail, or renew it. Beyond the bound it is dropped: the reader sees silence and asks again."""
+        """Begin a tail, or renew it; of no effect for one whose `end` was just sent.
+
+        Beyond the bound it is dropped: the reader sees silence and asks again.
+        """
         watch = self._watches.get(tail.id)
+        if watch is None and tail.id in self._ended:
+            return
         if watch is None:
             if len(self._watches) >= MOST_TAILS:
                 log.warning("tail_dropped", tails=MOST_TAILS)
@@ -154,6 +163,8 @@ class Channel:
                     await self._rest(tail, reading.where)
         finally:
             del self._watches[tail.id]
+            if reading.is_done:
+                self._ended.append(tail.id)
 
     async def _rest(self, tail: Tail, where: Where) -> None:
         await asyncio.sleep(_LIVE_S)

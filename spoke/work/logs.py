@@ -73,16 +73,21 @@ class Reading:
                 return self._stay()
             case Where.AWAITED:
                 return self._stay()
-            case Where.GONE:
-                return self._next_attempt()
-            case Where.MISSING:
-                gap = [] if self._was_live else [self._chunk(LogKind.GAP, reason="missing")]
-                return gap + self._next_attempt()
+            case Where.GONE | Where.MISSING:
+                return [*self._missing(), *self._next_attempt()]
             case Where.CLOSED | Where.UNKNOWN:
                 return self._without_spool(where)
 
     def _stay(self) -> list[LogChunk]:
         return [] if self._tail.follow else self._end("so_far")
+
+    def _missing(self) -> list[LogChunk]:
+        """Declare a spool that is not there, unless its attempt was seen alive and had written nothing yet."""
+        offset = self._offsets[LogStream.OUT]
+        is_there = self._spools.size(self._tail.agent, self._tail.gen, self._attempt) is not None
+        if is_there or (self._was_live and offset == 0):
+            return []
+        return [self._chunk(LogKind.GAP, offset=offset, reason="missing")]
 
     def _without_spool(self, where: Where) -> list[LogChunk]:
         """A live attempt that never wrote has no spool, and ends like any other."""

@@ -13,11 +13,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 import structlog
 
 from shared.clock import Clock
 from shared.errors import UnavailableError
+from shared.messages import Kill
 from spoke.core.attempt import AttemptEvent, Denied, IntentWritten
 from spoke.queue.entries import Lease
 from spoke.queue.queue import Queue
@@ -34,15 +34,6 @@ _MOST_AT_ONCE: Final = 128
 _LOOK_S: Final = 1.0
 # Making a sandbox is work for the kernel and for this loop; more at once only make each one slower.
 _PREPARES: Final = 8
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A kill: every generation of `agent` up to `gen` must be gone."""
-
-    agent: str
-    gen: int
-    grace_ms: int | None
-    reason: str
 
 
 class Loop:
@@ -70,7 +61,7 @@ class Loop:
         self._wake = asyncio.Event()
         self._live: dict[str, Supervisor] = {}
         self._busy = 0
-        self._early: dict[str, Order] | None = None  # None while no round is under way
+        self._early: dict[str, Kill] | None = None  # None while no round is under way
         self._adopted: list[Supervisor] = []
         self._due_ms: int | None = None
         self._open = asyncio.Event()
@@ -93,7 +84,7 @@ class Loop:
         found = self._live.get(agent)
         return found if found is not None and found.sandbox.gen == gen else None
 
-    def kill(self, kill: Order) -> None:
+    def kill(self, kill: Kill) -> None:
         """Have what is alive ended; idempotent. What has not started is the queue's to end."""
         found = self._live.get(kill.agent)
         if found is not None and found.sandbox.gen <= kill.gen:

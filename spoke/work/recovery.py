@@ -8,6 +8,7 @@ two sandboxes of one agent must never be alive.
 """
 
 import asyncio
+import random
 from typing import Final
 
 import msgspec
@@ -70,7 +71,7 @@ class Recovery:
     async def _find(self, record: Record) -> tuple[Handle | None, AttemptEvent]:
         handle = _handle_of(record)
         if record.exit is not None:
-            return handle, ExitFound(exit=record.exit, now_ms=self._now(), chance=0.5)
+            return handle, ExitFound(exit=record.exit, now_ms=self._now(), chance=random.random())  # noqa: S311 - jitter
         sandbox = self._site.sandbox(record)
         found = await self._site.spawner(sandbox.spec.sandbox).recover(sandbox, handle)
         if found is None:

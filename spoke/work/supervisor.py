@@ -203,8 +203,8 @@ class Supervisor:
         while True:
             try:
                 return await self._spawner.wait(self.sandbox, self._live())
-            except OSError as error:
-                log.warning("wait_failed", attempt=self.sandbox.name, error=str(error))
+            except Exception:  # whatever it is, the agent may live: a kill must still reach it
+                log.exception("wait_failed", attempt=self.sandbox.name)
                 await asyncio.sleep(_AGAIN_S)
 
     async def _finish(self, finish: Finish) -> Finished:
@@ -229,8 +229,8 @@ class Supervisor:
     async def _clean_up(self) -> None:
         try:
             await self._spawner.clean_up(self.sandbox, self._handle)
-        except OSError as error:
-            log.warning("clean_up_failed", attempt=self.sandbox.name, error=str(error))
+        except Exception:  # it is gone and its outcome is told; a left-over folder harms nobody
+            log.exception("clean_up_failed", attempt=self.sandbox.name)
         await self._ledger.forget(self._key)
 
     # --- the side lane ----------------------------------------------------------------------------

@@ -175,6 +175,7 @@ class HubPeer:
         self.refused: list[str] = []  # what did not verify
         # How it misbehaves.
         self.silent = False
+        self.withholds = False  # takes events, and acknowledges none
         self.verdict: Verdict | None = None  # the next hello's; then as usual
         self.answer_signer: KeySigner | None = None
         self.answer_re: str | None = None
@@ -312,7 +313,7 @@ class HubPeer:
             inc=self.incarnation,
             iat=now_ms(),
             hub_epoch=1,
-            evt_ack=self.evt_ack,
+            evt_ack=0 if self.withholds else self.evt_ack,
             re=self.answer_re or report.sha256,
         )
         return seal_answer(header, item, self.answer_signer or self.signer)

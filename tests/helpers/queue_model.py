@@ -342,29 +342,27 @@ class QueueModel:
 
     def _answer(self, kind: str, item: Any, reason: str = "", *, attempt: int = 0) -> None:
         agent, gen = getattr(item, "agent", None), getattr(item, "gen", 0)
-        self._event(kind, item.id, agent, gen, attempt, reason)
+        about = {"agent": agent, "gen": gen, "attempt": attempt, "reason": reason}
+        self._event(kind, cmd=item.id, closes=False, **about)
 
     def _fact(self, kind: str, entry: ModelEntry, reason: str, *, closes: bool = False) -> None:
         spawn = entry.spawn
-        self._event(kind, spawn.id, spawn.agent, spawn.gen, entry.attempt, reason, closes=closes)
+        about = {
+            "agent": spawn.agent,
+            "gen": spawn.gen,
+            "attempt": entry.attempt,
+            "reason": reason,
+        }
+        self._event(kind, cmd=spawn.id, closes=closes, **about)
 
     def _not_here(self, cmd: str, agent: str, gen: int) -> None:
-        self._event("killed", cmd, agent, gen, 0, "not_here", closes=True)
+        about = {"agent": agent, "gen": gen, "attempt": 0, "reason": "not_here"}
+        self._event("killed", cmd=cmd, closes=True, **about)
         self._mark(agent, gen, "not_here")
 
-    def _event(
-        self,
-        kind: str,
-        cmd: str,
-        agent: str | None,
-        gen: int,
-        attempt: int,
-        reason: str,
-        *,
-        closes: bool = False,
-    ) -> None:
+    def _event(self, kind: str, **fields: Any) -> None:
         self.seq += 1
-        self.events.append(ModelEvent(self.seq, kind, cmd, agent, gen, attempt, reason, closes))
+        self.events.append(ModelEvent(seq=self.seq, kind=kind, **fields))
 
 
 def _deadline(entry: ModelEntry) -> tuple[float, str]:

@@ -23,6 +23,7 @@ from spoke.spawners.bubblewrap import Bubblewrap
 from spoke.spawners.cgroups import CONTROLLERS, MOUNT
 from spoke.spawners.process import Process
 from spoke.spawners.simulated import Simulated
+from spoke.spawners.watching import until
 from tests.helpers.builders import new_id, spec
 
 ROOT: Final = Path(__file__).parents[2]
@@ -131,8 +132,7 @@ def out(sandbox: Sandbox, name: str = "out") -> str:
 async def says_so(sandbox: Sandbox, text: str) -> None:
     """Wait until the agent has written `text`."""
     async with asyncio.timeout(10):
-        while text not in out(sandbox):
-            await asyncio.sleep(0.005)
+        await until(lambda: text in out(sandbox))
 
 
 def zombies() -> list[int]:

@@ -119,8 +119,10 @@ class QueueMachine(RuleBasedStateMachine):
         tenant=st.sampled_from(["a", "b", "c"]),
         weight=st.sampled_from([1, 2, 7]),
         priority=st.sampled_from([1, 5, 7, 8, 9, 10]),
-        waited=st.sampled_from([0, 1, 10 * MINUTE, 25 * MINUTE]),
-        deadline=st.sampled_from([None, None, 0, 400, 3 * MINUTE]),
+        times=st.tuples(
+            st.sampled_from([0, 1, 10 * MINUTE, 25 * MINUTE]),
+            st.sampled_from([None, None, 0, 400, 3 * MINUTE]),
+        ),
     )
     def spawn(
         self,
@@ -128,9 +130,9 @@ class QueueMachine(RuleBasedStateMachine):
         tenant: str,
         weight: int,
         priority: int,
-        waited: int,
-        deadline: int | None,
+        times: tuple[int, int | None],
     ) -> None:
+        waited, deadline = times
         what = spec(
             priority=priority,
             weight=weight,
@@ -292,8 +294,9 @@ class QueueMachine(RuleBasedStateMachine):
             if self.queue is not None:
                 self.they_say_the_same()
                 self.everything_can_end()
-                self.run(self.queue.close())
         finally:
+            if self.queue is not None:
+                self.run(self.queue.close())
             self.client.close()
             self.runner.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.clock import now_ms
 from shared.messages import (
     EventKind,
     ExitKind,
@@ -19,6 +20,8 @@ from shared.messages import (
     Simulation,
     Verdict,
 )
+from spoke.queue.queue import Queue
+from spoke.state.host import host_id
 from tests.helpers.hub_peer import HubPeer, agent_spec, kill, spawn, status, stranger, tail
 from tests.helpers.spoke_site import Site, rss_bytes, running_site, welcomed
 
@@ -109,8 +112,9 @@ async def test_an_agent_that_takes_too_long_is_timed_out(running: Running) -> No
     assert (end.kind, end.reason) == (E_.FAILED, "timed out after 0.2 s")
 
 
-async def test_a_failing_agent_is_retried_and_then_dead(running: Running) -> None:
+async def test_a_failing_agent_is_retried_and_then_a_dead_letter(running: Running) -> None:
     _, hub = running
+    hub.withholds = True
     one = shell("exit 3", max_retries=1)
     await hub.send(one)
     end = await hub.event(one.agent)
@@ -118,8 +122,9 @@ async def test_a_failing_agent_is_retried_and_then_dead(running: Running) -> Non
     assert again.retry_at is not None
     assert again.reason == end.reason == "exit code 3"
     assert (end.kind, end.attempt) == (E_.FAILED, 2)
-    beats = len(hub.heartbeats)
-    await hub.wait_for(lambda h: len(h.heartbeats) > beats, "heartbeat")
+    await hub.wait_for(lambda h: h.heartbeats[-1].counts.dead == 1, "dead letter")
+    hub.withholds = False
+    await hub.wait_for(lambda h: h.heartbeats[-1].counts.dead == 0, "trimmed dead letters")
 
 
 async def test_the_sites_policy_refuses_by_name(running: Running) -> None:
@@ -309,6 +314,25 @@ async def test_a_new_incarnation_keeps_what_runs_and_says_it_again(running: Runn
     assert hub.incarnation == inc + 1
     assert end.agent == one.agent
     assert [e.kind for e in hub.events[before:]] == [E_.RUNNING, E_.SUCCEEDED]
+
+
+async def test_a_daemon_that_was_replaced_stops_and_says_so(running: Running) -> None:
+    site, hub = running
+    one = shell("sleep 2; exit 0")
+    await hub.send(one)
+    await hub.event(one.agent, E_.RUNNING)
+    queue = await Queue.open(site.valkey.url, "zurich", allow_volatile=False)
+    try:
+        host = host_id(site.folder / "state")
+        await queue.take_over(host=host, epoch=1, incarnation=1, now_ms=now_ms())
+    finally:
+        await queue.close()
+    assert site.process is not None
+    assert await asyncio.to_thread(site.process.wait, 10) == 125
+    assert "epoch 2 owns the queue" in site.log
+    site.start()
+    end = await hub.event(one.agent, timeout_s=15)
+    assert (end.kind, end.attempt) == (E_.SUCCEEDED, 1)
 
 
 async def test_a_second_daemon_on_the_same_folder_is_told_who_has_it(running: Running) -> None:

@@ -47,7 +47,7 @@ def count(package: Path) -> dict[str, int]:
         "files": len(files),
         "lines": sum(text.count("\n") for text in texts),
         "functions": len(functions),
-        "longest_function": max(lengths, default=0),
+        "lines_in_the_longest": max(lengths, default=0),
     }
 
 
@@ -57,7 +57,10 @@ def main(folder: Path, packages: list[str]) -> None:
     for n, name in enumerate(packages, 1):
         counted, found = count(folder / name), lint(folder / name)
         result[name] = {**counted, "findings": sum(found.values())}
-        print(f"[{n}/{len(packages)}] {name}: {result[name]}", flush=True)
+        said = ", ".join(
+            f"{value} {what.replace('_', ' ')}" for what, value in result[name].items()
+        )
+        print(f"[{n}/{len(packages)}] {name}: {said}", flush=True)
         for rule, times in sorted(found.items()):
             print(f"      {rule}: {times}", flush=True)
     print("result " + json.dumps(result), flush=True)

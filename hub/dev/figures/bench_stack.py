@@ -1,4 +1,4 @@
-"""What every figure stands on: a stack of its own with durable settings, a desk at its hub, and the bare litestar."""
+"""What every figure stands on: a stack of its own, a client of its hub, and the bare litestar."""
 
 import asyncio
 import contextlib
@@ -7,18 +7,18 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from hub.client import Client
 from hub.dev.children import Child, Say
-from hub.dev.desk import Desk
 from hub.dev.figures.load import Run, load, request
 from hub.dev.plan import Options, free_port
 from hub.dev.stack import Stack, python
 
 
 class BenchStack(msgspec.Struct, frozen=True, kw_only=True):
-    """A stack, and a desk at its hub."""
+    """A stack, and a client of its hub."""
 
     stack: Stack
-    desk: Desk
+    client: Client
 
     async def load(self, body: bytes, *, count: int, connections: int = 64) -> Run:
         """Send the same spawn `count` times to the hub."""
@@ -50,7 +50,7 @@ class BenchStack(msgspec.Struct, frozen=True, kw_only=True):
 async def bench_stack(options: Options, say: Say) -> AsyncGenerator[BenchStack, None]:
     """Yield a stack in a temporary folder."""
     async with Stack(None, options, say) as stack, stack.client() as client:
-        yield BenchStack(stack=stack, desk=Desk(client))
+        yield BenchStack(stack=stack, client=client)
 
 
 async def _listening(port: int) -> None:

@@ -28,12 +28,12 @@ async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
 
 async def _complete(bench: BenchStack, n: int) -> float:
     """Spawn so many, and return the seconds until all of them are recorded as succeeded."""
-    before = (await bench.desk.queues()).total.counts.completed
+    before = (await bench.client.queues()).total.counts.completed
     began = time.perf_counter()
     run = await bench.load(BODY, count=n)
     if run.statuses != {202: n}:
         raise UnexpectedError(f"answers by status: {run.statuses}")
-    while (counts := (await bench.desk.queues()).total.counts).completed < before + n:
+    while (counts := (await bench.client.queues()).total.counts).completed < before + n:
         if counts.failed:
             raise UnexpectedError(f"{counts.failed} agents failed")
         await asyncio.sleep(_LOOK_S)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from hub.dev.desk import UnexpectedError
+from hub.dev.desk import UnexpectedError, until
 from hub.dev.figures.bench_stack import BenchStack
 from hub.dev.figures.figure import Figure, figure
 from hub.dev.stack import python
+from hub.schemas import SpawnRequest
 from shared.lifecycle import State
 
 _REST_S: Final = 2.0
@@ -27,8 +28,8 @@ _LIBRARIES: Final = (
 async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
     """Return the two figures, after `n` agents."""
     for _ in range(n):
-        agent = await bench.desk.spawn({"command": ["/bin/true"], "max_retries": 0})
-        await bench.desk.until(agent, State.SUCCEEDED)
+        agent = (await bench.client.spawn(SpawnRequest(command=["/bin/true"], max_retries=0))).id
+        await until(bench.client, agent, State.SUCCEEDED)
     libraries = bench.stack.add("libraries", [*python()[:-1], "-c", _LIBRARIES])
     libraries.start()
     async with bench.bare() as (_url, bare):

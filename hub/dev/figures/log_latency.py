@@ -5,17 +5,19 @@ same one. The limit is the same program read through a pipe.
 """
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import AsyncIterable, Sequence
 from typing import Final
 
+from hub.dev.desk import until
 from hub.dev.figures.bench_stack import BenchStack
 from hub.dev.figures.figure import Figure, figure, percentile
+from hub.schemas import SpawnRequest
 from shared.lifecycle import State
 
 _PAUSE_S: Final = 0.02
+_SETTLING_S: Final = 0.2
 _TIME: Final = re.compile(r"(\d+\.\d{6})$", re.MULTILINE)
 
 
@@ -27,9 +29,9 @@ async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
         f"for i in $(seq {n}); do echo $EPOCHREALTIME; sleep {_PAUSE_S}; done",
     ]
     bare = await _latencies(_piped(program))
-    agent = await bench.desk.spawn({"command": program, "max_retries": 0})
+    agent = (await bench.client.spawn(SpawnRequest(command=program, max_retries=0))).id
     seen = await _latencies(_followed(bench, agent))
-    await bench.desk.until(agent, State.SUCCEEDED)
+    await until(bench.client, agent, State.SUCCEEDED)
     return [
         figure(
             "log_latency_p99",
@@ -51,19 +53,11 @@ async def _latencies(texts: AsyncIterable[str]) -> list[float]:
 
 
 async def _followed(bench: BenchStack, agent: str) -> AsyncIterable[str]:
-    # A reader that comes late gets what is there already at once: only what is written from now on has an age.
-    began = time.clock_gettime(time.CLOCK_REALTIME)
-    async with bench.stack.client() as client:
-        headers = {"Accept": "text/event-stream"}
-        async with client.stream(
-            "GET", f"/v1/agents/{agent}/logs", headers=headers, timeout=60
-        ) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data: "):
-                    text = str(json.loads(line[6:]).get("text", ""))
-                    yield "\n".join(
-                        said for said in _TIME.findall(text) if float(said) > began + 0.2
-                    )
+    # A reader that comes late gets what is there already at once: only what is written from then on has an age.
+    began = time.clock_gettime(time.CLOCK_REALTIME) + _SETTLING_S
+    async for event in bench.client.logs(agent):
+        times = [said for said in _TIME.findall(event.log.text) if float(said) > began]
+        yield "\n".join(times)
 
 
 async def _piped(program: list[str]) -> AsyncIterable[str]:

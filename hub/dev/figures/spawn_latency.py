@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from hub.dev import binaries
+from hub.dev.desk import output, until
 from hub.dev.figures.bench_stack import BenchStack
 from hub.dev.figures.figure import Figure, figure, percentile
+from hub.schemas import SpawnRequest
 from shared.lifecycle import State
 
 # Bash says the time without starting another program; `date` costs one more fork.
@@ -52,9 +54,9 @@ async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
 
 async def _spawn_ms(bench: BenchStack) -> float:
     sent = _now_s()
-    agent = await bench.desk.spawn({"command": list(_SAY_TIME), "max_retries": 0})
-    await bench.desk.until(agent, State.SUCCEEDED)
-    said = float(await bench.desk.output(agent))
+    agent = (await bench.client.spawn(SpawnRequest(command=list(_SAY_TIME), max_retries=0))).id
+    await until(bench.client, agent, State.SUCCEEDED)
+    said = float((await output(bench.client, agent))[0])
     # Let the stack come to rest: the figure is of an idle one.
     await asyncio.sleep(0.02)
     return (said - sent) * 1000
