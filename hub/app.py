@@ -22,7 +22,7 @@ from hub.api.auth import Bearer
 from hub.api.lane import SpawnLane
 from hub.api.meter import Meter
 from hub.api.openapi import document
-from hub.api.operation import JSON, operation, reply_bytes
+from hub.api.operation import JSON, operation, options_of, reply_bytes
 from hub.api.problems import answer_error
 from hub.config import HttpGroup, HubSettings
 from hub.control.hub import Hub
@@ -60,9 +60,13 @@ def routes(hub: Hub, bearer: Bearer) -> Litestar:
         """Describe this API: OpenAPI 3.1."""
         return reply_bytes(documents[0], JSON)
 
-    guarded = Router(path="/", route_handlers=[*_HANDLERS, show_document], guards=[bearer.guard])
+    described = [*_HANDLERS, show_document]
+    guarded = Router(
+        path="/", route_handlers=[*options_of(described), *described], guards=[bearer.guard]
+    )
+    open_ = [*options_of(health.OPEN_HANDLERS), *health.OPEN_HANDLERS]
     app = Litestar(
-        route_handlers=[guarded, *health.OPEN_HANDLERS],
+        route_handlers=[guarded, *open_],
         dependencies={"hub": Provide(lambda: hub, sync_to_thread=False)},
         exception_handlers={Exception: answer_error},
         request_max_body_size=hub.settings.http.max_body_bytes,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from shared.ids import Name, Uuid7
 from shared.lifecycle import State
@@ -190,24 +190,25 @@ class AgentType(Request, frozen=True, kw_only=True):
 # --- what stands behind the `?` ----------------------------------------------------------------------
 
 
+# `UNSET` and not `None`: in a query `null` is four letters, and a spoke may be called that.
+
+
 class AgentsQuery(Request, frozen=True, kw_only=True):
     """Which agents: all that is given must hold; several states or labels may be given."""
 
     state: list[State] = []
-    spoke: Name | None = None
-    type: Name | None = None
+    spoke: Name | UnsetType = UNSET
+    type: Name | UnsetType = UNSET
     label: Annotated[list[LabelFilter], Meta(max_length=32)] = []
-    dead_letter: bool | None = None
-    cursor: Annotated[Uuid7, Meta(description="`next` of the page before")] | None = None
+    dead_letter: bool | UnsetType = UNSET
+    cursor: Annotated[Uuid7, Meta(description="`next` of the page before")] | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
 
 
 class EventsQuery(Request, frozen=True, kw_only=True):
     """From where on; as JSON one page, as `text/event-stream` all that follows and then what comes."""
 
-    after: Annotated[EventId, Meta(description="`id` of the last event already known")] | None = (
-        None
-    )
+    after: Annotated[EventId, Meta(description="`id` of the last known event")] | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
 
 
@@ -215,15 +216,15 @@ class LogsQuery(Request, frozen=True, kw_only=True):
     """From which position on, and whether to wait for what comes."""
 
     start: LogPosition = msgspec.field(name="from", default="1.1.0")
-    follow: bool | None = None
+    follow: bool | UnsetType = UNSET
 
 
 class DeadLettersQuery(Request, frozen=True, kw_only=True):
     """Which dead letters."""
 
-    spoke: Name | None = None
-    type: Name | None = None
-    cursor: Uuid7 | None = None
+    spoke: Name | UnsetType = UNSET
+    type: Name | UnsetType = UNSET
+    cursor: Uuid7 | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 from litestar.types import ASGIApp
+from msgspec import UNSET
 from sqlalchemy import Connection
 
 from hub.api.auth import Caller
@@ -123,12 +124,12 @@ async def list_agents(request: ApiRequest, hub: TheHub) -> ASGIApp:
     wanted = Filter(
         tenant=request.auth.tenant,
         states=tuple(query.state),
-        spoke=query.spoke,
-        type=query.type,
+        spoke=query.spoke or None,
+        type=query.type or None,
         labels=dict(label.split("=", 1) for label in query.label),
-        dead=query.dead_letter,
+        dead=None if query.dead_letter is UNSET else query.dead_letter,
     )
-    return reply(page_of(hub, wanted, query.cursor, query.limit))
+    return reply(page_of(hub, wanted, query.cursor or None, query.limit))
 
 
 @operation("GET", "/v1/agents/{agent_id:str}", gives={200: AgentView}, problems=(404,))

@@ -30,8 +30,10 @@ _MOST: Final = 1_000
 async def list_dead_letters(request: ApiRequest, hub: TheHub) -> ASGIApp:
     """List the dead letters, newest first."""
     query = read_query(request, DeadLettersQuery)
-    wanted = Filter(tenant=request.auth.tenant, dead=True, spoke=query.spoke, type=query.type)
-    return reply(page_of(hub, wanted, query.cursor, query.limit))
+    wanted = Filter(
+        tenant=request.auth.tenant, dead=True, spoke=query.spoke or None, type=query.type or None
+    )
+    return reply(page_of(hub, wanted, query.cursor or None, query.limit))
 
 
 @operation(

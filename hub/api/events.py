@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from litestar.types import ASGIApp
+from msgspec import UNSET
 from sqlalchemy import Connection
 
 from hub.api.operation import (
@@ -35,7 +36,7 @@ _PAGE: Final = 500
     "GET",
     "/v1/events",
     query=EventsQuery,
-    headers=("Accept", "Last-Event-ID"),
+    headers=("Last-Event-ID",),
     gives={200: (EventPage, SSE)},
     problems=(422,),
 )
@@ -52,7 +53,7 @@ async def list_events(request: ApiRequest, hub: TheHub) -> ASGIApp:
     "GET",
     "/v1/agents/{agent_id:str}/events",
     query=EventsQuery,
-    headers=("Accept", "Last-Event-ID"),
+    headers=("Last-Event-ID",),
     gives={200: (EventPage, SSE)},
     problems=(404, 422),
 )
@@ -78,7 +79,7 @@ def _answer(request: ApiRequest, hub: Hub, agent_id: str | None) -> ASGIApp:
             )
         )
     start = _last_event_id(request)
-    if start is None:
+    if start is None and query.after is not UNSET:
         start = query.after
     if start is None:
         start = 0 if agent_id is not None else hub.reader.run(_newest)

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 from litestar.types import ASGIApp
+from msgspec import UNSET
 
 from hub.api.operation import (
     SSE,
@@ -40,7 +41,7 @@ Pieces = AsyncGenerator[LogPiece, None]
     "GET",
     "/v1/agents/{agent_id:str}/logs",
     query=LogsQuery,
-    headers=("Accept", "Last-Event-ID"),
+    headers=("Last-Event-ID",),
     gives={200: (TEXT, SSE)},
     problems=(404, 422, 503),
 )
@@ -56,7 +57,7 @@ async def read_logs(request: ApiRequest, hub: TheHub, agent_id: Segment) -> ASGI
     )
     start = _last_event_id(request) or query.start
     if wants_events(request):
-        pieces = _tail(hub, agent, start, follow=query.follow is not False)
+        pieces = _tail(hub, agent, start, follow=query.follow is UNSET or query.follow)
         return Stream(_as_events(pieces), media_type=SSE, stopping=hub.stopping, heartbeat=True)
     pieces = _tail(hub, agent, start, follow=bool(query.follow))
     first = None if query.follow else await _first(pieces)

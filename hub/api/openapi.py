@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from litestar import Litestar
 
-from hub.api.operation import JSON, SSE, Operation
+from hub.api.operation import JSON, Operation
 from hub.api.problems import MEDIA_TYPE
 from hub.schemas import IdempotencyKey, Problem, SpawnRequest
 from shared.ids import Name, Uuid7
@@ -27,7 +27,6 @@ _HEADERS: Final[Mapping[str, tuple[Any, str]]] = {
     ),
     "Last-Event-ID": (str, "go on after this `id` of the stream"),
     "traceparent": (str, "W3C Trace Context, carried into everything that follows"),
-    "Accept": (str, f"`{SSE}` for a stream"),
 }
 _RESPONSE_HEADERS: Final[Mapping[int, dict[str, Any]]] = {
     202: {"Location": {"description": "the agent", "schema": {"type": "string"}}},

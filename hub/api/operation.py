@@ -7,7 +7,7 @@ returns is an ASGI answer of bytes: nothing is encoded twice.
 
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
@@ -94,6 +94,24 @@ def operation(
         )
 
     return wrap
+
+
+def options_of(handlers: Iterable[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """Return a route per path that answers to OPTIONS with all its methods; to be registered before the others.
+
+    litestar's own names the methods of the first handler that was registered under a path, and no others.
+    """
+    allowed: dict[str, list[str]] = {}
+    for handler in handlers:
+        allowed.setdefault(next(iter(handler.paths)), ["OPTIONS"]).extend(handler.http_methods)
+    return [_options(path, ", ".join(sorted(methods))) for path, methods in allowed.items()]
+
+
+def _options(path: str, allow: str) -> HTTPRouteHandler:
+    async def answer_options() -> ASGIApp:
+        return reply_bytes(b"", "", 204, {"Allow": allow})
+
+    return route(path, http_method=["OPTIONS"], status_code=200)(answer_options)
 
 
 class Answer:

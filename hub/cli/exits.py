@@ -73,7 +73,8 @@ def _of_exit(agent: AgentView) -> int:
     end = agent.exit
     if end is None:
         return _KILLED if agent.state is State.KILLED else FELLOE
-    if end.signal is not None:
+    # What timed out was ended by a signal of ours; who waits asks why, not how.
+    if end.signal is not None and end.kind is not ExitKind.TIMEOUT:
         return SIGNAL + end.signal
     if end.kind is ExitKind.EXITED and end.code is not None:
         return end.code

@@ -9,7 +9,7 @@ from typing import Final
 
 from hub.control.spawn import Spawned
 from hub.core.admission import Order
-from shared.errors import FelloeError, OverloadedError
+from shared.errors import FelloeError, OverloadedError, UnavailableError
 
 # More orders in one transaction would keep everybody else from the writer, intake first of all.
 MAX_ORDERS: Final = 1_000
@@ -29,9 +29,16 @@ class SpawnGroups:
         self._waiting: list[tuple[Sequence[Order], asyncio.Future[Results]]] = []
         self._orders = 0
         self._is_running = False
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Take no more; what waits is still stored."""
+        self._is_stopped = True
 
     async def spawn(self, orders: Sequence[Order]) -> Results:
         """Return one result per order; raises what the commit of the whole group raised, or OverloadedError."""
+        if self._is_stopped:
+            raise UnavailableError("the hub is stopping")
         if self._orders + len(orders) > MAX_WAITING:
             raise OverloadedError("too many agents wait to be stored; try again", retry_after_s=1)
         future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()

@@ -42,7 +42,7 @@ from shared import clock, subjects
 from shared.bus import Bus
 from shared.envelope import RefusalError
 from shared.errors import FelloeError, NotFoundError, UnavailableError
-from shared.messages import Reply
+from shared.messages import Purpose, Reply
 from shared.signers import KeySigner
 from shared.trust import REQUESTS, SpokeTrust, federation_of, open_report
 
@@ -261,6 +261,7 @@ class Hub:
     async def _stop(self, running: Sequence[asyncio.Task[None]]) -> None:
         self.stopping.set()
         self._fanout.wake_all()
+        self._groups.stop()
         self._dispatchers.stop()
         for task in running:
             task.cancel()
@@ -283,6 +284,8 @@ class Hub:
             log.warning("report_not_taken", spoke=spoke, error=str(error))
             return None
         self._nudge(nudges)
+        if report.purpose is Purpose.HELLO and self._watch is not None:
+            self._watch.renew(spoke)
         return sealed
 
     # --- small parts ---------------------------------------------------------------------------------

@@ -69,10 +69,16 @@ class Watch:
         self._suspect_ms = suspect_ms
         # By (spoke, id of the question): nobody answers what another one was asked.
         self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
-        self._tails: dict[tuple[str, str], asyncio.Queue[LogChunk]] = {}
+        self._tails: dict[tuple[str, str], asyncio.Queue[LogChunk | None]] = {}
 
     async def listen(self) -> None:
         await self._bus.listen(subjects.logs_for(self._reader_id), self._on_answer)
+
+    def renew(self, spoke: str) -> None:
+        """Ask a spoke again for all that is followed there: it said hello, so its daemon may know of none of it."""
+        for (of, _), chunks in self._tails.items():
+            if of == spoke and not chunks.full():
+                chunks.put_nowait(None)
 
     async def status(self, agent: Agent, timeout_s: float) -> tuple[Reply | None, str]:
         """Ask the agent's spoke what it knows right now: the reply, or None and why there is none."""
@@ -149,7 +155,7 @@ class Watch:
             gen=placed.gen, attempt=place.attempt, offset=place.offset, lease_ms=LEASE_MS, follow=follow,
             reader=self._reader_id,
         )  # fmt: skip
-        chunks: asyncio.Queue[LogChunk] = asyncio.Queue(MAX_PIECES_WAITING)
+        chunks: asyncio.Queue[LogChunk | None] = asyncio.Queue(MAX_PIECES_WAITING)
         self._tails[placed.spoke, tail.id] = chunks
         lease = _Lease()
         try:
@@ -173,7 +179,7 @@ class Watch:
             del self._tails[placed.spoke, tail.id]
 
     async def _next_chunk(
-        self, chunks: asyncio.Queue[LogChunk], tail: Tail, spoke: str, lease: "_Lease"
+        self, chunks: asyncio.Queue[LogChunk | None], tail: Tail, spoke: str, lease: "_Lease"
     ) -> LogChunk | None:
         """Return the next chunk, having renewed the lease when it was time to; None when the spoke is away."""
         while True:
@@ -182,14 +188,16 @@ class Watch:
                     return None
                 await self._ask(spoke, tail)
                 lease.renew()
-            if not chunks.empty():
-                return chunks.get_nowait()
             try:
                 async with asyncio.timeout(lease.left_s() if tail.follow else RENEW_S):
-                    return await chunks.get()
+                    chunk = await chunks.get()
             except TimeoutError:
                 if not tail.follow:
                     return None
+                continue
+            if chunk is not None:
+                return chunk
+            lease.end()
 
     async def _until_online(self, spoke: str) -> None:
         """Wait a moment, and then for as long as the spoke is away."""
@@ -255,3 +263,6 @@ class _Lease:
 
     def renew(self) -> None:
         self._until = asyncio.get_running_loop().time() + RENEW_S
+
+    def end(self) -> None:
+        self._until = 0.0

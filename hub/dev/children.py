@@ -118,9 +118,9 @@ class Child:
             self.early_ends = 0 if well else self.early_ends + 1
             wait_s = _FIRST_WAIT_S if well else wait_s
             if self._wanted.is_set():
-                self._say(
-                    f"{self.name} ended ({_ending(status)}), it is started again in {wait_s:.1f} s"
-                )
+                self._say(f"{self.name} ended ({_ending(status)}), again in {wait_s:.1f} s")
+                if status > 0:
+                    self._say(f"the end of its log:\n{self.last_lines(5)}")
                 await asyncio.sleep(wait_s)
             wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
 

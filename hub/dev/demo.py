@@ -83,7 +83,16 @@ async def _take(demo: Demo, n: int, title: str, step: Step) -> Outcome:
         detail = f"not done after {_STEP_S:.0f} s"
     outcome = Outcome(title=title, ok=ok, detail=detail, seconds=loop.time() - began)
     demo.show.verdict(outcome)
+    if not ok:
+        _show_logs(demo)
     return outcome
+
+
+def _show_logs(demo: Demo) -> None:
+    for name in ("hub", *demo.stack.spokes):
+        demo.show.say(f"the end of the log of {name}:")
+        for line in demo.stack.children[name].last_lines().splitlines():
+            demo.show.line(name, line)
 
 
 async def _keep(stack: Stack, show: Show) -> None:
@@ -94,7 +103,7 @@ async def _keep(stack: Stack, show: Show) -> None:
     show.say("Three commands to try, in another terminal:")
     environment = f"FELLOE_URL={stack.plan.url} FELLOE_TOKEN_FILE={stack.plan.token_file}"
     show.say(f"   export {environment}")
-    for command in ("spawn lint --follow", "ps", "spokes"):
+    for command in ("spawn --type lint --follow", "ps", "spokes"):
         show.say(f"   .venv/bin/felloe {command}")
     await asyncio.Event().wait()
 

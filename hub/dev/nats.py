@@ -53,7 +53,12 @@ def _subjects(name: str, spokes: Sequence[str]) -> tuple[list[str], list[str]]:
         # A wildcard stands for a whole token, so the spokes' inboxes are named one by one.
         inboxes = [f"{subjects.inbox(spoke)}.>" for spoke in spokes]
         publish = [subjects.commands("*"), trust, changed, *inboxes]
-        return publish, [subjects.ALL_REPORTS, subjects.logs("*", ">"), changed, "_INBOX.>"]
+        return publish, [
+            subjects.ALL_REPORTS,
+            subjects.logs("*", ">"),
+            changed,
+            f"{subjects.inbox(HUB)}.>",
+        ]
     if name == TAP:
         return [subjects.commands("*")], ["felloe.v1.>", "_INBOX.>"]
     publish = [subjects.reports(name), subjects.logs(name, ">")]

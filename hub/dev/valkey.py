@@ -18,6 +18,8 @@ def argv(program: Path, *, folder: Path, socket: Path) -> Sequence[str]:
         # Snapshots would only repeat what the append-only file has.
         "save": "",
         "daemonize": "no",
+        # A title of its own would lie over its environment, where the stack's mark is.
+        "set-proc-title": "no",
     }
     return [
         str(program),

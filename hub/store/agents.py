@@ -176,11 +176,7 @@ def dead_counts(connection: sa.Connection, tenant: str) -> dict[str | None, int]
     return {row.spoke: row[1] for row in connection.execute(query.group_by(agents.c.spoke))}
 
 
-# Conditions as they stand at the partial indexes: SQLite can't prove them from bound values.
-_WAITING: Final = sa.text("agents.state = 'waiting'")
-_UNPLACED_WITH_DEADLINE: Final = sa.text(
-    "agents.deadline_ms IS NOT NULL AND agents.state IN ('held', 'waiting', 'pending')"
-)
+# As it stands at the partial index: SQLite can't prove `dead = 1` to be the same.
 _DEAD: Final = sa.text("agents.dead")
 
 
@@ -225,22 +221,30 @@ def pending_heads(
 
 
 def due(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
-    """Return agents whose start time has come."""
-    query = sa.select(agents).where(_WAITING, agents.c.start_ms <= now_ms)
-    return [_agent(row) for row in connection.execute(query.limit(limit))]
+    """Return agents whose start time has come, the earliest first."""
+    return [_agent(row) for row in connection.exec_driver_sql(_DUE, (now_ms, limit))]
 
 
 def overdue(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
-    """Return agents without a placement whose deadline has passed."""
-    query = sa.select(agents).where(_UNPLACED_WITH_DEADLINE, agents.c.deadline_ms <= now_ms)
-    return [_agent(row) for row in connection.execute(query.limit(limit))]
+    """Return agents without a placement whose deadline has passed, the earliest first."""
+    return [_agent(row) for row in connection.exec_driver_sql(_OVERDUE, (now_ms, limit))]
 
 
 def _agent(row: sa.Row[tuple[Any, ...]]) -> Agent:
     return msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), Agent)
 
 
-# `INDEXED BY`: without statistics SQLite prefers the index on the state, and so reads the whole backlog for each signature.
+# `INDEXED BY`: without statistics SQLite prefers the index on the state, and so reads the whole backlog each time. The
+# states are written out, since SQLite can't prove a partial index's condition from bound values.
+_ALL: Final = ", ".join(_COLUMNS)
+_DUE: Final = f"""
+SELECT {_ALL} FROM agents INDEXED BY ix_agents_waiting
+WHERE state = 'waiting' AND start_ms <= ? ORDER BY start_ms LIMIT ?
+"""  # noqa: S608 - our names
+_OVERDUE: Final = f"""
+SELECT {_ALL} FROM agents INDEXED BY ix_agents_deadline
+WHERE deadline_ms IS NOT NULL AND state IN ('held', 'waiting', 'pending') AND deadline_ms <= ? ORDER BY deadline_ms LIMIT ?
+"""  # noqa: S608 - our names
 _SIGNATURES: Final = """
 WITH RECURSIVE seen(s) AS (
   SELECT min(signature) FROM agents INDEXED BY ix_agents_pending WHERE state = 'pending'

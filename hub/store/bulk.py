@@ -17,11 +17,14 @@ _encode = msgspec.json.Encoder().encode
 Row = Mapping[str, Any]
 
 
-def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Insert rows that all have the keys of the first one."""
+def insert(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Row], *, again: bool = False
+) -> None:
+    """Insert rows that all have the keys of the first one; with `again`, those that are there already are left."""
     if rows:
         columns = tuple(rows[0])
-        connection.exec_driver_sql(_insert_sql(table.name, columns), (_pack(columns, rows),))
+        query = _insert_sql(table.name, columns, "OR IGNORE " if again else "")
+        connection.exec_driver_sql(query, (_pack(columns, rows),))
 
 
 def update(
@@ -48,10 +51,8 @@ def _pack(columns: tuple[str, ...], rows: Sequence[Row]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) SELECT {_values(columns)} FROM json_each(?)"  # noqa: S608 - our names
-    )
+def _insert_sql(table: str, columns: tuple[str, ...], how: str) -> str:
+    return f"INSERT {how}INTO {table} ({', '.join(columns)}) SELECT {_values(columns)} FROM json_each(?)"  # noqa: S608 - our names
 
 
 @lru_cache(maxsize=64)

@@ -77,7 +77,8 @@ def note_sent(
         {"sha256": h, "spoke": spoke, "at_ms": now_ms, "items": bulk.texts(ids)}
         for h, ids in envelopes
     ]
-    bulk.insert(connection, sent, proofs)
+    # Ed25519 is deterministic (RFC 8032): the same rows, sent again in the same millisecond, are the same envelope.
+    bulk.insert(connection, sent, proofs, again=True)
     again = [
         {"id": row.id, "sent": row.sent + 1, "next_ms": now_ms + resend_delay_ms(row.sent + 1)}
         for row in rows

@@ -60,7 +60,7 @@ _EXEC_FAILED: Final = "bwrap: execvp"
 class Bubblewrap:
     """See `spoke.spawners.base`. One for all attempts; keeps nothing about them in memory."""
 
-    kind: Final = SandboxKind.BUBBLEWRAP
+    kind = SandboxKind.BUBBLEWRAP
 
     def __init__(self, host: Host, *, clock: Clock = now_ms) -> None:
         self._host = host

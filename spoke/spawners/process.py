@@ -64,7 +64,7 @@ _NOT_EXECUTED: Final = (126, 127)  # POSIX, "Exit Status for Commands"
 class Process:
     """See `spoke.spawners.base`. One for all attempts; keeps nothing about them in memory."""
 
-    kind: Final = SandboxKind.PROCESS
+    kind = SandboxKind.PROCESS
 
     def __init__(self, host: Host, *, clock: Clock = now_ms) -> None:
         self._host = host

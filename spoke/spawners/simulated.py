@@ -30,7 +30,7 @@ class _Pretence:
 class Simulated:
     """See `spoke.spawners.base`. Forgets an attempt at `clean_up`."""
 
-    kind: Final = SandboxKind.SIMULATED
+    kind = SandboxKind.SIMULATED
 
     def __init__(self, *, clock: Clock = now_ms) -> None:
         self._clock = clock

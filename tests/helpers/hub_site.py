@@ -33,7 +33,7 @@ SPOKE: Final = "zurich"
 class HubSite:
     """The folder, the NATS server and the hub of one test."""
 
-    def __init__(self, folder: Path, **http: Any) -> None:
+    def __init__(self, folder: Path, *, suspect_s: float = 30.0, **http: Any) -> None:
         self.folder = folder
         self.nats = NatsServer(folder)
         self.port = free_port()
@@ -50,7 +50,7 @@ class HubSite:
             database=DatabaseGroup(file=folder / "hub.db"),
             keys=KeysGroup(hub=folder / "hub.key", spokes=pins),
             nats=NatsGroup(url=self.nats.url),
-            timing=TimingGroup(status_s=0.3, stop_s=2),
+            timing=TimingGroup(status_s=0.3, stop_s=2, suspect_s=suspect_s),
         )
 
     def http(self, **headers: str) -> httpx.AsyncClient:
@@ -71,9 +71,9 @@ class HubSite:
 
 
 @asynccontextmanager
-async def hub_site(folder: Path, **http: Any) -> AsyncIterator[HubSite]:
+async def hub_site(folder: Path, **changes: Any) -> AsyncIterator[HubSite]:
     """Run NATS and a hub until the block ends."""
-    site = HubSite(folder, **http)
+    site = HubSite(folder, **changes)
     site.nats.start()
     running = asyncio.create_task(serve(site.settings, site.stop))
     try:

@@ -1,15 +1,14 @@
 """Hubs for tests: the use cases alone, on an in-memory database under a clock that stands; or a whole one.
 
-    with hub_in_memory() as hub:          no threads, no NATS, no time that passes
-        zurich = hub.site("zurich")       a spoke that says what a test wants it to say
-        agent = hub.spawn(order())
-        hub.place()
-        spawn = zurich.commands()[0]
-        zurich.tell("queued", spawn)
+with hub_in_memory() as hub:          no threads, no NATS, no time that passes
+    zurich = hub.site("zurich")       a spoke that says what a test wants it to say
+    agent = hub.spawn(order())
+    hub.place()
+    spawn = zurich.commands()[0]
+    zurich.tell("queued", spawn)
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 from hub.config import DatabaseGroup, HttpGroup, HubSettings, KeysGroup, NatsGroup, TimingGroup
 from hub.control import operate
 from hub.control.dispatch import Seal, dispatch
+from hub.control.hub import Hub
 from hub.control.intake import intake
 from hub.control.nudges import Nudges
 from hub.control.place import explain, place
@@ -34,12 +34,15 @@ from hub.store.placements import Placement
 from hub.store.spokes import Spoke
 from hub.store.tables import metadata
 from shared import keys
-from shared.errors import FelloeError
+from shared.bus import Bus
+from shared.errors import FelloeError, UnavailableError
 from shared.ids import sha256
-from shared.messages import AnswerHeader, Command, Event, EventKind, Report, SpokeHeader, Welcome
+from shared.messages import AnswerHeader, Command, Event, EventKind, SpokeHeader, Welcome
+from shared.signers import KeySigner
 from shared.trust import (
     PURPOSE_OF,
     HubTrust,
+    Report,
     TrustedAnswer,
     TrustedItem,
     TrustedReport,
@@ -51,13 +54,13 @@ from tests.helpers.builders import (
     NOW,
     ZEROS,
     ZURICH,
-    envelope_bytes,
     heartbeat,
     hello,
     offer,
     payload_in,
     spec,
 )
+from tests.helpers.spoke_peer import SpokePeer
 
 T = TypeVar("T")
 
@@ -156,7 +159,11 @@ class HubInMemory:
 
     def outbox(self, spoke: str = "zurich") -> list[str]:
         """The ops of what is kept for a spoke, oldest first."""
-        return [op for name, op in self.rows("SELECT spoke, op FROM outbox ORDER BY id") if name == spoke]
+        return [
+            op
+            for name, op in self.rows("SELECT spoke, op FROM outbox ORDER BY id")
+            if name == spoke
+        ]
 
 
 class Site:
@@ -184,7 +191,9 @@ class Site:
         item = msgspec.convert(answer["items"][0], kind) if kind else answer["items"][0]
         return TrustedAnswer(msgspec.convert(answer["header"], AnswerHeader), item)
 
-    def hello(self, *, iat: int | None = None, head_seq: int | None = None, **changes: Any) -> Welcome:
+    def hello(
+        self, *, iat: int | None = None, head_seq: int | None = None, **changes: Any
+    ) -> Welcome:
         """Greet; takes over the incarnation that the hub says."""
         self.policy = changes.get("policy", self.policy)
         word = hello(
@@ -265,7 +274,7 @@ def pin(folder: Path, site: str) -> Path:
     key = folder / f"{site}.key"
     if not key.exists():
         keys.new_key_pair(key, "spoke")
-        os.replace(folder / f"{site}.key.pub", folder / "spokes" / f"{site}.pub")
+        (folder / f"{site}.key.pub").replace(folder / "spokes" / f"{site}.pub")
     return key
 
 
@@ -276,46 +285,31 @@ async def until(condition: Callable[[], object], *, seconds: float = 5.0) -> Non
             await asyncio.sleep(0.005)
 
 
-class NatsServer:
-    """A NATS server at one port, started and stopped as a test wants."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder = folder
-        self.port = port
-        self.url = f"nats://127.0.0.1:{port}"
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            _nats_binary(), "-a", "127.0.0.1", "-p", str(self.port), "-l", str(self.folder / "nats.log"),
-            process_group=0,
-        )  # fmt: skip
-        async with asyncio.timeout(10):
-            while not await self._answers():
-                await asyncio.sleep(0.02)
-
-    async def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            await process.wait()
-
-    async def _answers(self) -> bool:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
-            return False
-        writer.close()
-        await writer.wait_closed()
-        return True
-
-
 @asynccontextmanager
-async def nats_server(folder: Path, *, starts: bool = True) -> AsyncIterator[NatsServer]:
-    server = NatsServer(folder, _free_port())
+async def peer_of(settings: HubSettings, name: str = "zurich") -> AsyncIterator[SpokePeer]:
+    """A scripted spoke on the bus that listens, and has said nothing yet."""
+    bus = await Bus.connect(settings.nats.url, name=name, user="", password="")
     try:
-        if starts:
-            await server.start()
-        yield server
+        signer = KeySigner.from_file(settings.keys.hub.parent / f"{name}.key", "spoke")
+        peer = SpokePeer(bus, name, signer, keys.read_public_key(hub_public(settings), "hub"))
+        await peer.listen()
+        yield peer
     finally:
-        await server.stop()
+        await bus.close()
+
+
+def hub_public(settings: HubSettings) -> Path:
+    return settings.keys.hub.with_name(f"{settings.keys.hub.name}.pub")
+
+
+async def greeted(hub: Hub, peer: SpokePeer) -> SpokePeer:
+    """Say hello as soon as the hub is on the bus."""
+    await until(lambda: hub.health()["nats"] == "ok")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await peer.hello()
+            except UnavailableError:
+                await asyncio.sleep(0.02)
+            else:
+                return peer

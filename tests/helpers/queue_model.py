@@ -217,7 +217,8 @@ class QueueModel:
 
     def _spawn(self, item: Spawn, cap: int) -> str:
         entry = self.entries.get(item.agent)
-        gen, how = max(self._marks(item.agent), default=(0, ""))
+        marks = self._marks(item.agent)
+        gen, how = max(marks, key=lambda mark: (mark[0], mark[1] == "ended"), default=(0, ""))
         if entry and entry.spawn.gen == item.gen:
             attempt = 0 if entry.state in {"queued", "leased"} else entry.attempt
             self._answer("queued" if not attempt else entry.state, item, attempt=attempt)

@@ -56,6 +56,7 @@ class SpokePeer:
         self.counter = 0
         self.commands: asyncio.Queue[TrustedItem[Command]] = asyncio.Queue()
         self.envelopes: list[bytes] = []
+        self.timeout_s = 2.0
 
     async def listen(self) -> None:
         async def on_command(_subject: str, data: bytes) -> None:
@@ -71,7 +72,7 @@ class SpokePeer:
             "federation": self.federation, "iss": self.name, "inc": self.incarnation, "iat": clock.now_ms(),
         }  # fmt: skip
         request = seal_report(SpokeHeader(**{**values, **header}), items, self.signer)
-        data = await self.bus.request(subjects.reports(self.name), request, timeout_s=2)
+        data = await self.bus.request(subjects.reports(self.name), request, timeout_s=self.timeout_s)
         return open_answer(data, request, self.trust)
 
     async def hello(self, **changes: Any) -> Welcome:

@@ -144,6 +144,31 @@ async def test_an_acknowledged_queued_event_lets_no_later_mark_go(server: Valkey
         assert (await queue.counts()).queued == 0
 
 
+async def test_a_lower_mark_of_the_same_minute_does_not_hide_a_higher_one(
+    server: ValkeyServer,
+) -> None:
+    async with owned_queue(server) as queue:
+        command = spawn(gen=3)
+        await take_in(queue, command)
+        for gen in (3, 1):  # the second only answers that generation 1 is not here
+            await take_in(queue, kill(agent=command.agent, gen=gen))
+            await queue.acknowledge(queue.head_seq, AT)
+        assert kinds_of(await take_in(queue, spawn(agent=command.agent, gen=3))) == ["no_effect"]
+
+
+async def test_a_kill_after_the_end_does_not_deny_that_it_ran_here(server: ValkeyServer) -> None:
+    async with owned_queue(server) as queue:
+        command = spawn()
+        await take_in(queue, command)
+        [lease] = (await queue.lease(1, AT)).leases
+        await queue.finish([end_of(lease)], AT)
+        await queue.acknowledge(queue.head_seq, AT)
+        await take_in(queue, kill(agent=command.agent))
+        head = queue.head_seq
+        assert kinds_of(await take_in(queue, spawn(agent=command.agent))) == ["no_effect"]
+        assert queue.head_seq == head
+
+
 # --- refused -----------------------------------------------------------------------------------------
 
 

@@ -63,9 +63,13 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue is not None
         return self.queue
 
+    def newest(self) -> int:
+        """The queue's clock as of its last change."""
+        return int(self.client.hget(names.key(self.spoke, "META"), "newest") or 0)
+
     def touch(self) -> int:
-        """The time of a call; the model's clock, as the queue's, never goes back."""
-        self.model.now = max(self.model.now, self.now)
+        """The time of a call: what the queue keeps of the clock never goes back."""
+        self.model.now = max(self.newest(), self.now)
         return self.now
 
     # --- daemons ---
@@ -285,9 +289,7 @@ class QueueMachine(RuleBasedStateMachine):
             entry.attempt,
             entry.kill is not None,
         )
-        # A place is said as of the last change.
-        newest = int(self.client.hget(names.key(self.spoke, "META"), "newest"))
-        assert found.position == self.model.position(agent, newest)
+        assert found.position == self.model.position(agent, self.newest())
 
     def teardown(self) -> None:
         try:

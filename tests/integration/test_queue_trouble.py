@@ -206,6 +206,21 @@ async def test_many_calls_at_once_share_the_connections() -> None:
         assert len(agents) == len(set(agents)) == 40
 
 
+async def test_very_large_batches_and_empty_ones_are_served() -> None:
+    async with queue_of_its_own() as (_, queue):
+        assert await take_in(queue) == []
+        assert await queue.started([], AT) == await queue.finish([], AT) == []
+        for _ in range(12):
+            await take_in(queue, *(spawn() for _ in range(250)), cap=10_000)
+        leases = (await queue.lease(10_000, AT)).leases
+        assert len(leases) == 3_000
+        assert all(await queue.started([note_of(each) for each in leases], AT))
+        assert all(await queue.finish([end_of(each) for each in leases], AT))
+        await queue.acknowledge(queue.head_seq, AT)
+        assert await queue.counts() == QueueCounts(queued=0, running=0, retrying=0, dead=0)
+        assert (await queue.lease(1, AT)).leases == []
+
+
 # --- full --------------------------------------------------------------------------------------------
 
 

@@ -297,6 +297,20 @@ async def test_daemon_valkey_and_nats_may_start_in_any_order(tmp_path: Path) -> 
         site.close()
 
 
+async def test_a_daemon_that_still_waits_can_be_stopped(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    try:
+        site.start()
+        await site.said("valkey_away")
+        assert await site.stop() == 0
+        site.valkey.start()
+        site.start()
+        await site.said("nats_error")
+        assert await site.stop() == 0
+    finally:
+        site.close()
+
+
 async def test_a_new_incarnation_keeps_what_runs_and_says_it_again(running: Running) -> None:
     site, hub = running
     one = shell("sleep 3; exit 0")

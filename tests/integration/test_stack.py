@@ -22,7 +22,7 @@ from hub.dev.plan import Options, draw_up, lock
 from hub.dev.stack import Stack, StackError
 from hub.dev.toml import to_toml
 from hub.dev.watch import Watch
-from hub.dev.watcher import started
+from hub.dev.watcher import marked, started
 from shared.config import load
 from shared.errors import ConfigError
 from shared.keys import read_private_key, read_public_key
@@ -35,7 +35,7 @@ def quiet(_line: str) -> None:
     """Take a line of progress and say nothing."""
 
 
-async def until(condition, *, seconds: float = 5.0) -> None:  # noqa: ASYNC109 - a test's own clock
+async def until(condition, *, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
@@ -117,7 +117,7 @@ async def test_a_child_that_ignores_sigterm_is_stopped_all_the_same(tmp_path):
         await child.stop(grace_s=0.1)
 
 
-async def test_the_watcher_ends_children_runs_what_comes_after_and_removes_folders(tmp_path):
+def test_the_watcher_ends_children_runs_what_comes_after_and_removes_folders(tmp_path):
     victim = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; time.sleep(60)"], start_new_session=True
     )
@@ -136,7 +136,7 @@ async def test_the_watcher_ends_children_runs_what_comes_after_and_removes_folde
     assert not folder.exists()
 
 
-async def test_the_watcher_leaves_a_process_alone_that_only_has_the_pid_of_a_child(tmp_path):
+def test_the_watcher_leaves_a_process_alone_that_only_has_the_pid_of_a_child(tmp_path):
     bystander = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; time.sleep(60)"], start_new_session=True
     )
@@ -155,7 +155,7 @@ async def test_the_watcher_leaves_a_process_alone_that_only_has_the_pid_of_a_chi
 @pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="needs /proc: marks are read there"
 )
-async def test_the_watcher_finds_a_child_by_its_mark_that_was_not_reported_yet(tmp_path):
+def test_the_watcher_finds_a_child_by_its_mark_that_was_not_reported_yet(tmp_path):
     mark = f"{MARK} {tmp_path}"
     victim = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; time.sleep(60)"], env={"FELLOE_STACK": mark}
@@ -270,8 +270,8 @@ def test_toml_is_read_back_as_it_was_written():
 
 async def test_a_child_that_never_becomes_ready_is_named_with_the_end_of_its_log():
     async with servers() as stack:
-        with pytest.raises(StackError, match="hub"):
-            stack.add("hub", [sys.executable, "-c", "raise SystemExit('the reason')"]).start()
+        stack.add("hub", [sys.executable, "-c", "raise SystemExit('the reason')"]).start()
+        with pytest.raises(StackError, match=r"hub: .*again and again[\s\S]*the reason"):
             await stack.ready(timeout_s=20)
 
 
@@ -305,6 +305,8 @@ async def test_each_nats_user_publishes_on_its_own_subjects_only(
         ("zurich", "felloe.v1.geneva.cmd", False),
         ("zurich", "felloe.v1.>", False),
         ("zurich", "_INBOX.>", False),
+        ("zurich", "_INBOX_hub.>", False),
+        ("hub", "_INBOX_hub.>", True),
         ("hub", "felloe.v1.*.rep", True),
         ("hub", "felloe.v1.*.log.hub", True),
         ("hub", "felloe.v1.*.cmd", False),
@@ -359,3 +361,27 @@ async def is_allowed(plan, user: str, *, publish: str = "", subscribe: str = "")
     await asyncio.sleep(0.02)
     await client.close()
     return not any("permissions violation" in str(error).lower() for error in errors)
+
+
+async def test_up_writes_down_where_it_is_and_leaves_nothing_after_ctrl_c(tmp_path):
+    folder = tmp_path / ".felloe"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "hub.dev", "up", "--folder", str(folder)),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(40):
+            while b"ready" not in (line := await process.stdout.readline()):
+                assert line, "it ended early"
+        pids = {pid: started(pid) for pid in marked(str(folder))}
+        client = json.loads((folder / "client.json").read_text())
+    finally:
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert process.returncode == 130
+    assert len(pids) >= 6
+    assert all(started(pid) != since for pid, since in pids.items())
+    assert client["url"].startswith("http://127.0.0.1:")
+    assert (folder / client["token_file"]).is_file()

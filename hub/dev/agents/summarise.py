@@ -37,6 +37,8 @@ def load() -> Any:
     settings.model.path = model_file()
     settings.n_ctx = CONTEXT_TOKENS
     settings.sampling.temp = 0.0
+    # Several threads wait for each other by spinning: on a busy machine that takes ten times as long.
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     settings.warmup = False
     settings.verbosity = -1  # its log would be taken for our output
     return xllamacpp.Server(settings)

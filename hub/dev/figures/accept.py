@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from hub.dev.desk import UnexpectedError
-from hub.dev.figures.bench_stack import BenchStack
+from hub.dev.figures.bench_stack import WARM_UP, BenchStack
 from hub.dev.figures.figure import Figure, figure, percentile
 from hub.dev.figures.load import Run
 
 BODY: Final = b'{"command":["/bin/true"],"labels":{"of":"bench"},"hold":true}'
-# So that neither a cold cache nor the first connection is part of the figure.
-_WARM_UP: Final = 500
 
 
 async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
     """Return the two figures, of `n` spawns."""
     bare = await bench.bare_load(BODY, count=n)
-    await bench.load(BODY, count=_WARM_UP)
+    await bench.load(BODY, count=WARM_UP)
     run = await bench.load(BODY, count=n)
     for each in (bare, run):
         if each.statuses != {202: n}:

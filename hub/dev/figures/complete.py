@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from hub.dev.desk import UnexpectedError
-from hub.dev.figures.bench_stack import BenchStack
+from hub.dev.figures.bench_stack import WARM_UP, BenchStack
 from hub.dev.figures.figure import Figure, figure
 
 BODY: Final = b'{"sandbox":"simulated","simulation":{"duration_s":0},"max_retries":0}'
-_WARM_UP: Final = 200
 _LOOK_S: Final = 0.02
 
 
 async def measure(bench: BenchStack, n: int) -> Sequence[Figure]:
     """Return the figure, of `n` agents."""
     bare = await bench.bare_load(BODY, count=n)
-    await _complete(bench, _WARM_UP)
+    await _complete(bench, WARM_UP)
     seconds = await _complete(bench, n)
     return [figure("agents_complete_rate", n / seconds, "1/s", limit=n / bare.seconds, n=n)]
 

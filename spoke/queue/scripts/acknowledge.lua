@@ -6,22 +6,27 @@
 
 local past = past_key(expiry_minute(now))
 
-local function move(from, fields, prefix, is_meant)
+-- Moves the fields that may go; `is_news` tells whether the value there, if any, has to give way.
+local function move(from, fields, prefix, may_go, is_news)
   if #fields == 0 then
     return
   end
-  local kept, gone = {}, {}
-  for i, value in ipairs(call('HMGET', from, unpack(fields))) do
-    if value and is_meant(fields[i], value) then
-      kept[#kept + 1] = prefix .. fields[i]
-      kept[#kept + 1] = value
+  local targets, kept, gone = {}, {}, {}
+  for i, field in ipairs(fields) do
+    targets[i] = prefix .. field
+  end
+  local values, there = call('HMGET', from, unpack(fields)), call('HMGET', past, unpack(targets))
+  for i, value in ipairs(values) do
+    if value and may_go(fields[i], value) then
       gone[#gone + 1] = fields[i]
+      if not there[i] or is_news(value, there[i]) then
+        kept[#kept + 1] = targets[i]
+        kept[#kept + 1] = value
+      end
     end
   end
-  if #gone > 0 then
-    call('HSET', past, unpack(kept))
-    call('HDEL', from, unpack(gone))
-  end
+  call_with(kept, 'HSET', past)
+  call_with(gone, 'HDEL', from)
 end
 
 -- What the events let go: command ids, marks (agent → generation) and equivocating ids; each once.
@@ -50,9 +55,16 @@ local function forget(entries)
     local agent, gen = string.match(closed, '^(.*):(%d+)$')
     gens[agent] = math.max(gens[agent] or 0, tonumber(gen))
   end
-  move(INBOX, keys_of(lets.accepts), '', function() return true end)
-  -- A mark that is higher than what ended in these events waits for its own event.
-  move(CLOSED, keys_of(gens), 'closed:', function(agent, mark) return split_mark(mark) <= gens[agent] end)
+  local function always()
+    return true
+  end
+  move(INBOX, keys_of(lets.accepts), '', always, always)
+  -- A mark that is higher than what ended in these events waits for its own event; a lower one replaces none.
+  move(CLOSED, keys_of(gens), 'closed:', function(agent, mark)
+    return split_mark(mark) <= gens[agent]
+  end, function(mark, other)
+    return split_mark(mark) > split_mark(other)
+  end)
   for id in pairs(lets.equivocates) do
     call('SREM', EQUIVOCATED, id)
   end

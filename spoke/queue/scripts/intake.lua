@@ -43,12 +43,13 @@ local function hash_of(id)
   return hash or nil
 end
 
--- The highest closed generation of an agent and how it was closed; 0 where none is known.
+-- The highest closed generation of an agent and how it was closed; 0 where none is known. That it ended here outweighs
+-- a later kill's "not here".
 local function closed_gen(agent)
   local gen, how = split_mark(mark_of(agent) or '0:')
   for _, past in ipairs(pasts) do
     local past_gen, past_how = split_mark(past['closed:' .. agent] or '0:')
-    if past_gen > gen then
+    if past_gen > gen or (past_gen == gen and past_how == 'ended') then
       gen, how = past_gen, past_how
     end
   end

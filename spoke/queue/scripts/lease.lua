@@ -81,9 +81,7 @@ end
 
 local function remove_taken(tenant)
   for priority, level in ipairs(levels[tenant]) do
-    if #level.taken > 0 then
-      call('ZREM', ready_key(tenant, priority), unpack(level.taken))
-    end
+    call_with(level.taken, 'ZREM', ready_key(tenant, priority))
   end
   levels[tenant] = nil
   deactivate_if_empty(tenant)

@@ -256,8 +256,11 @@ local function split_mark(mark)
 end
 
 local function read_marks(agents)
-  for i, mark in ipairs(#agents > 0 and call('HMGET', CLOSED, unpack(agents)) or {}) do
-    marks[agents[i]] = mark
+  for first = 1, #agents, ARGS_MOST do
+    local last = math.min(first + ARGS_MOST - 1, #agents)
+    for i, mark in ipairs(call('HMGET', CLOSED, unpack(agents, first, last))) do
+      marks[agents[first + i - 1]] = mark
+    end
   end
 end
 
