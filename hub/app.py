@@ -122,7 +122,8 @@ def _server(app: Any, settings: HubSettings) -> _Server:
 def _listen(http: HttpGroup) -> socket.socket:
     """Bind the address; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is said, since asyncio switches Nagle's algorithm off only where it reads TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((http.host, http.port))

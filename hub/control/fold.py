@@ -32,8 +32,6 @@ _COLUMNS: Final = (
     "id", "state", "reason", "attempt", "spoke", "exit", "dead", "updated_ms", "observed_ms", "retry_ms",
     "started_ms", "ended_ms", "kill_accepted_ms", "kill_confirmed_ms",
 )  # fmt: skip
-# Refusals of a Spawn that say "not here, not now": the agent is placed again.
-_RETURNS: Final = frozenset({Refusal.QUEUE_FULL, Refusal.POLICY, Refusal.SUPERSEDED})
 
 
 class Fold:
@@ -160,8 +158,9 @@ class Fold:
         if name == Refusal.EQUIVOCATION:
             return  # an alarm: it changes no state
         self._answered.append(event.cmd)
-        if name not in _RETURNS or event.agent is None or not self._is_spawn(event):
+        if event.agent is None or not self._is_spawn(event):
             return
+        # Whatever a spoke calls it, a Spawn that it refused is not there and will not be: the agent is placed anew.
         if name == Refusal.QUEUE_FULL:
             self._full = True
         else:

@@ -173,6 +173,8 @@ class Watch:
                 piece = place.take(chunk)
                 if piece is not None:
                     yield piece
+        except _AskAgainError:
+            return
         except UnavailableError as error:
             yield place.piece("absent", str(error))
         finally:
@@ -181,7 +183,10 @@ class Watch:
     async def _next_chunk(
         self, chunks: asyncio.Queue[LogChunk | None], tail: Tail, spoke: str, lease: "_Lease"
     ) -> LogChunk | None:
-        """Return the next chunk, having renewed the lease when it was time to; None when the spoke is away."""
+        """Return the next chunk, having renewed the lease when it was time to; None when the spoke is away.
+
+        Raises _AskAgainError when this tail is of no use any more.
+        """
         while True:
             if lease.left_s() <= 0:
                 if not self._is_online(spoke):
@@ -195,9 +200,9 @@ class Watch:
                 if not tail.follow:
                     return None
                 continue
-            if chunk is not None:
-                return chunk
-            lease.end()
+            if chunk is None:
+                raise _AskAgainError
+            return chunk
 
     async def _until_online(self, spoke: str) -> None:
         """Wait a moment, and then for as long as the spoke is away."""
@@ -235,10 +240,11 @@ class Watch:
                     continue
 
     def _take(self, spoke: str, chunk: LogChunk) -> None:
-        """Keep a chunk for its reader; what does not fit is lost here, and noticed by its offset."""
+        """Keep a chunk for its reader; what does not fit is lost here, and asked for again once the reader is there."""
         waiting = self._tails.get((spoke, chunk.cmd))
         if waiting is not None and not waiting.full():
-            waiting.put_nowait(chunk)
+            # The last place is for the word that something was lost: nothing else may follow that shows it.
+            waiting.put_nowait(chunk if waiting.qsize() < waiting.maxsize - 1 else None)
 
     def _placements(self, agent: Agent) -> list[Placement]:
         return self._reader.run(lambda c: placements.of_agent(c, agent.id))
@@ -252,6 +258,10 @@ class Watch:
         )
 
 
+class _AskAgainError(Exception):
+    """The spoke's daemon is a new one, or a chunk was lost here: ask anew from where the reader stands."""
+
+
 class _Lease:
     """When to ask for the same tail again: by the clock, since a stream that never pauses would lose its lease too."""
 
@@ -263,6 +273,3 @@ class _Lease:
 
     def renew(self) -> None:
         self._until = asyncio.get_running_loop().time() + RENEW_S
-
-    def end(self) -> None:
-        self._until = 0.0

@@ -222,12 +222,14 @@ def pending_heads(
 
 def due(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
     """Return agents whose start time has come, the earliest first."""
-    return [_agent(row) for row in connection.exec_driver_sql(_DUE, (now_ms, limit))]
+    return [_agent(row) for row in connection.execute(_DUE, {"now_ms": now_ms, "limit": limit})]
 
 
 def overdue(connection: sa.Connection, now_ms: int, limit: int) -> list[Agent]:
     """Return agents without a placement whose deadline has passed, the earliest first."""
-    return [_agent(row) for row in connection.exec_driver_sql(_OVERDUE, (now_ms, limit))]
+    return [
+        _agent(row) for row in connection.execute(_OVERDUE, {"now_ms": now_ms, "limit": limit})
+    ]
 
 
 def _agent(row: sa.Row[tuple[Any, ...]]) -> Agent:
@@ -237,14 +239,15 @@ def _agent(row: sa.Row[tuple[Any, ...]]) -> Agent:
 # `INDEXED BY`: without statistics SQLite prefers the index on the state, and so reads the whole backlog each time. The
 # states are written out, since SQLite can't prove a partial index's condition from bound values.
 _ALL: Final = ", ".join(_COLUMNS)
-_DUE: Final = f"""
-SELECT {_ALL} FROM agents INDEXED BY ix_agents_waiting
-WHERE state = 'waiting' AND start_ms <= ? ORDER BY start_ms LIMIT ?
-"""  # noqa: S608 - our names
-_OVERDUE: Final = f"""
-SELECT {_ALL} FROM agents INDEXED BY ix_agents_deadline
-WHERE deadline_ms IS NOT NULL AND state IN ('held', 'waiting', 'pending') AND deadline_ms <= ? ORDER BY deadline_ms LIMIT ?
-"""  # noqa: S608 - our names
+_DUE: Final = sa.text(
+    f"SELECT {_ALL} FROM agents INDEXED BY ix_agents_waiting"  # noqa: S608 - our names
+    " WHERE state = 'waiting' AND start_ms <= :now_ms ORDER BY start_ms LIMIT :limit"
+).columns(*agents.columns)
+_OVERDUE: Final = sa.text(
+    f"SELECT {_ALL} FROM agents INDEXED BY ix_agents_deadline"  # noqa: S608 - our names
+    " WHERE deadline_ms IS NOT NULL AND state IN ('held', 'waiting', 'pending') AND deadline_ms <= :now_ms"
+    " ORDER BY deadline_ms LIMIT :limit"
+).columns(*agents.columns)
 _SIGNATURES: Final = """
 WITH RECURSIVE seen(s) AS (
   SELECT min(signature) FROM agents INDEXED BY ix_agents_pending WHERE state = 'pending'

@@ -33,13 +33,13 @@ class AttemptFolder:
     """Names and small operations; holds no state and nothing open."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.out = path / "out"
-        self.err = path / "err"
-        self.status = path / "status"
-        self.hold = path / "hold"
-        self.released = path / "released"
-        self.input = path / "input"
+        self.path = path.absolute()
+        self.out = self.path / "out"
+        self.err = self.path / "err"
+        self.status = self.path / "status"
+        self.hold = self.path / "hold"
+        self.released = self.path / "released"
+        self.input = self.path / "input"
 
     def make(self, spec: AgentSpec) -> None:
         """Make the folder as for a first start: nothing of an attempt that never ran may be taken for this one's."""

@@ -17,8 +17,10 @@ What is built on, all of it seen with bubblewrap 0.11:
 """
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from typing import Final
 
 from shared.clock import Clock, now_ms
@@ -29,8 +31,8 @@ from spoke.spawners.attempt_folder import AttemptFolder
 from spoke.spawners.base import Handle, Sandbox, SetupError
 from spoke.spawners.endings import ending, not_started, output_cap
 from spoke.spawners.host import Host
-from spoke.spawners.launching import keep_inherited_files, launch
-from spoke.spawners.namespaces import has_capabilities, holders, is_first, pid_namespace
+from spoke.spawners.launching import launch, prepare_to_launch
+from spoke.spawners.namespaces import has_capabilities, holders
 from spoke.spawners.processes import (
     Seen,
     boot_id,
@@ -42,7 +44,7 @@ from spoke.spawners.processes import (
     tree,
 )
 from spoke.spawners.rlimits import bound
-from spoke.spawners.status import Status, read_status
+from spoke.spawners.status import child_of, has_child, read_status
 from spoke.spawners.watching import OutputCaps, gone, see_through, until
 
 # A set-up takes 3 ms idle; on a host where it takes this long, something is wrong.
@@ -67,7 +69,7 @@ class Bubblewrap:
         self._cgroups = host.cgroups
         self._clock = clock
         self._caps = OutputCaps()
-        keep_inherited_files()
+        prepare_to_launch()
 
     def lacks(self) -> tuple[str, ...]:
         trouble = (self._host.trouble,) if self._host.trouble else ()
@@ -115,16 +117,16 @@ class Bubblewrap:
         paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
         async with asyncio.timeout(_SETUP_S):
             outer = see(pid)
-            await until(lambda: _has_child(folder) or not _runs(pid), most_s=_LOOK_S)
+            await until(lambda: has_child(folder.status) or not _runs(pid), most_s=_LOOK_S)
             status = read_status(folder.status)
             child = see(status.child_pid) if status.child_pid else None
             if outer is None or child is None:
-                raise _setup_error(folder)
+                raise _setup_error(sandbox, folder, paths)
             cgroups.join(paths, (pid, child.pid))
             bound((pid, child.pid), sandbox.spec.limits)
             await until(lambda: not has_capabilities(child.pid), most_s=_LOOK_S)
         if not is_alive(child.pid, child.started):
-            raise _setup_error(folder)
+            raise _setup_error(sandbox, folder, paths)
         return Handle(
             kind=self.kind,
             boot_id=boot_id(),
@@ -193,13 +195,22 @@ class Bubblewrap:
         await cgroups.remove(paths)
 
     async def _end_held(self, sandbox: Sandbox, folder: AttemptFolder) -> None:
-        """End what was never released: its agent never ran. Nobody at the FIFO means that nothing is alive."""
-        while folder.is_held():
-            cgroups.hurry(self._cgroups.paths(sandbox.name))
-            for seen in await _held(folder):
-                send(seen.pid, seen.started, signal.SIGKILL)
-                await gone(seen.pid, seen.started)
-            cgroups.kill(self._cgroups.paths(sandbox.name))
+        """End what was never released: its agent never ran. Nobody at the FIFO means that nothing is alive.
+
+        Raises SetupError when somebody is there whom we cannot end: then there is no such proof.
+        """
+        paths = self._cgroups.paths(sandbox.name)
+        try:
+            async with asyncio.timeout(_SETUP_S):
+                while folder.is_held():
+                    cgroups.hurry(paths)
+                    for seen in await _held(folder):
+                        send(seen.pid, seen.started, signal.SIGKILL)
+                        await gone(seen.pid, seen.started)
+                    cgroups.kill(paths)
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            raise SetupError(f"somebody holds {folder.hold} open and cannot be ended") from None
 
     async def _abandon(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> None:
         """Undo a set-up that failed or was cancelled."""
@@ -216,29 +227,14 @@ class Bubblewrap:
 
 async def _held(folder: AttemptFolder) -> list[Seen]:
     """Return the child that waits at the FIFO, and its outer one, which leads its session until the release."""
-    try:
+    with contextlib.suppress(TimeoutError):  # of one that was ended before it could speak
         async with asyncio.timeout(_FIRST_WORD_S):
-            await until(lambda: _has_child(folder) or not folder.is_held())
-    except TimeoutError:  # the outer one was ended before it could speak
-        return [seen for pid in holders(folder.hold) if (seen := see(pid))]
-    child = _child(read_status(folder.status))
-    outer = see(child.session) if child else None
+            await until(lambda: has_child(folder.status) or not folder.is_held())
+    child = child_of(read_status(folder.status))
+    if child is None:
+        return [seen for pid in holders(folder.hold, "bwrap") if (seen := see(pid))]
+    outer = see(child.session)
     return [seen for seen in (child, outer) if seen]
-
-
-def _child(status: Status) -> Seen | None:
-    """Return process 1 of the namespaces that `status` speaks of, if it is alive and really that one."""
-    child = see(status.child_pid) if status.child_pid else None
-    if child is None or child.is_over:
-        return None
-    namespace = pid_namespace(child.pid)
-    if namespace is None:
-        return child if is_first(child.pid) else None
-    return child if namespace == status.pid_namespace else None
-
-
-def _has_child(folder: AttemptFolder) -> bool:
-    return read_status(folder.status).child_pid > 0
 
 
 def _runs(pid: int) -> bool:
@@ -249,14 +245,15 @@ def _runs(pid: int) -> bool:
 def _refuse_second(folder: AttemptFolder) -> None:
     """At most one sandbox per attempt, ever: raises SetupError if it runs, or ran."""
     status = read_status(folder.status)
-    if status.exit_code is not None or _child(status) is not None:
+    if status.exit_code is not None or child_of(status) is not None:
         raise SetupError(f"this attempt was started already: {folder.path}")
 
 
-def _setup_error(folder: AttemptFolder) -> SetupError:
-    return SetupError(
-        f"the sandbox could not be made: {folder.first_words() or 'no reason given'}"
-    )
+def _setup_error(sandbox: Sandbox, folder: AttemptFolder, paths: Sequence[str]) -> SetupError:
+    reason = folder.first_words() or "no reason given"
+    if cgroups.out_of_memory(paths):
+        reason = f"it does not fit into {sandbox.spec.limits.memory_bytes} bytes of memory"
+    return SetupError(f"the sandbox could not be made: {reason}")
 
 
 def _kill(handle: Handle) -> None:

@@ -237,6 +237,9 @@ def _is_usable(base: Path, controller: str) -> bool:
 
 def _enable(base: Path, wanted: Sequence[str]) -> list[str]:
     """Make the version 2 folder and hand it controllers; return those that it really got."""
+    # To move a process takes the right to write there, above both its old and its new place (cgroups(7)).
+    if not os.access(base.parent / "cgroup.procs", os.W_OK):
+        return []
     try:
         base.mkdir(exist_ok=True)
     except OSError:

@@ -19,6 +19,7 @@ from spoke.spawners.cgroups import CONTROLLERS, Cgroups
 _TRIAL: Final = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
     *("--uid", "1000", "--gid", "1000", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"),
+    *("--size", "4096", "--tmpfs", "/tmp"),  # noqa: S108 - inside
 )
 _WITHOUT: Final = {
     "memory": "no cgroup for memory: an agent may take all of the host's",

@@ -5,7 +5,9 @@ are inherited), and no open file but those that it is given: Python's own are cl
 itself has inherited is made so once.
 """
 
+import contextlib
 import os
+import resource
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +19,19 @@ _UNCHANGEABLE: Final = {signal.SIGKILL, signal.SIGSTOP}
 _DEFAULTS: Final = tuple(n for n in signal.valid_signals() if n not in _UNCHANGEABLE)
 
 
-def keep_inherited_files() -> None:
-    """Have no sandbox inherit what this process has inherited. Done once, when a driver is made."""
+def prepare_to_launch() -> None:
+    """Have no sandbox inherit what this process has inherited, and make room for a file per attempt.
+
+    Done when a driver is made. The usual soft limit of 1,024 open files is there for programs that use select(2).
+    """
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names, not paths
         file = int(name)
         if file > 2:
-            try:
+            with contextlib.suppress(OSError):  # the listing's own
                 os.set_inheritable(file, False)
-            except OSError:  # the listing's own
-                continue
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS says "infinity" and takes less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def launch(

@@ -27,14 +27,21 @@ def has_capabilities(pid: int) -> bool:
     return _field(pid, "CapEff:").strip("0\t ") != ""
 
 
-def holders(path: Path) -> list[int]:
-    """Return who has `path` open, as far as we may see: costs milliseconds, so only for what a crash left behind."""
+def holders(path: Path, name: str) -> list[int]:
+    """Return which processes called `name` have `path` open, as far as we may see.
+
+    Costs milliseconds, so only for what a crash left behind.
+    """
     try:
         wanted = path.stat()
     except FileNotFoundError:
         return []
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - ten times as fast
-    return [pid for pid in pids if pid != os.getpid() and _has_open(pid, wanted)]
+    return [pid for pid in pids if _is_called(pid, name) and _has_open(pid, wanted)]
+
+
+def _is_called(pid: int, name: str) -> bool:
+    return _field(pid, "Name:").strip() == name
 
 
 def _has_open(pid: int, wanted: os.stat_result) -> bool:

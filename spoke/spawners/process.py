@@ -11,8 +11,6 @@ one, only what stayed in the session can be found, and `lacks` says so.
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -26,7 +24,7 @@ from spoke.spawners.base import Handle, Sandbox, SetupError
 from spoke.spawners.endings import ending, not_started, output_cap
 from spoke.spawners.environment import environment
 from spoke.spawners.host import Host
-from spoke.spawners.launching import keep_inherited_files, launch
+from spoke.spawners.launching import prepare_to_launch
 from spoke.spawners.processes import (
     Seen,
     boot_id,
@@ -37,27 +35,11 @@ from spoke.spawners.processes import (
     send,
     session,
 )
-from spoke.spawners.rlimits import OPEN_FILES, file_size
+from spoke.spawners.shim import WORK, exit_code, is_there, launch_shim, shim_pid
 from spoke.spawners.watching import OutputCaps, gone, see_through, until
 
-_WORK: Final = "work"
-_SHELL: Final = "/bin/sh"
-# 3 is the FIFO, 4 the status file; $1 is where to work, $2 a file size in blocks of 512 bytes, $3 the open files.
-# `exec` in a subshell, so that a name like `echo` is a program and not the shell's own.
-_SHIM: Final = """
-echo "pid $$" >&4
-read -r _ <&3
-exec 3<&- 5>&2 2>/dev/null
-trap : TERM INT HUP QUIT
-ulimit -c 0; ulimit -f "$2"; ulimit -n "$3"
-cd "$1" || exit
-shift 3
-(exec "$@" 2>&5 5>&- 4>&-)
-echo "exit $?" >&4
-"""
 _LAUNCH_S: Final = 20.0
 _LAST_WORD_S: Final = 1.0
-_BLOCK: Final = 512
 _NOT_EXECUTED: Final = (126, 127)  # POSIX, "Exit Status for Commands"
 
 
@@ -71,7 +53,7 @@ class Process:
         self._cgroups = host.cgroups
         self._clock = clock
         self._caps = OutputCaps()
-        keep_inherited_files()
+        prepare_to_launch()
 
     def lacks(self) -> tuple[str, ...]:
         unsafe = (
@@ -88,7 +70,7 @@ class Process:
             _refuse_second(folder)
         pid = 0
         try:
-            pid = self._launch(sandbox, folder)
+            pid = launch_shim(sandbox, folder)
             return await self._hold(sandbox, folder, pid)
         except BaseException as error:
             await see_through(self._abandon(sandbox, folder, pid))
@@ -97,30 +79,11 @@ class Process:
                 raise SetupError(f"the process could not be made: {reason}") from error
             raise
 
-    def _launch(self, sandbox: Sandbox, folder: AttemptFolder) -> int:
-        folder.make(sandbox.spec)
-        work = folder.path / _WORK
-        work.mkdir(exist_ok=True, mode=0o700)
-        variables = environment(sandbox, home=str(work), input_path=str(folder.input))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        status = _open_high(folder.status, flags)
-        hold = _open_high(folder.hold, os.O_RDWR)
-        try:
-            actions = folder.output_actions(sandbox.spec)
-            actions += [(os.POSIX_SPAWN_DUP2, hold, 3), (os.POSIX_SPAWN_DUP2, status, 4)]
-            blocks = str(-(-file_size(sandbox.spec.limits) // _BLOCK))
-            own = [str(work), blocks, str(OPEN_FILES)]
-            arguments = [_SHELL, "-c", _SHIM, "felloe", *own, *sandbox.spec.command]
-            return launch(_SHELL, arguments, variables, actions)
-        finally:
-            os.close(status)
-            os.close(hold)
-
     async def _hold(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> Handle:
         paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
         cgroups.join(paths, (pid,))
         async with asyncio.timeout(_LAUNCH_S):
-            await until(lambda: _pid(folder) > 0 or not _runs(pid))
+            await until(lambda: shim_pid(folder) > 0 or not _runs(pid))
         shim = see(pid)
         if shim is None or shim.is_over:
             raise SetupError(f"the process could not be made: {folder.first_words()}")
@@ -189,20 +152,27 @@ class Process:
             reap(handle.pid)
         folder = AttemptFolder(sandbox.folder)
         folder.clear()
-        shutil.rmtree(folder.path / _WORK, ignore_errors=True)
+        shutil.rmtree(folder.path / WORK, ignore_errors=True)
         paths = handle.cgroups if handle is not None else self._cgroups.paths(sandbox.name)
         await cgroups.remove(paths)
 
     async def _end_held(self, sandbox: Sandbox, folder: AttemptFolder) -> None:
-        """End what was never released: its agent never ran. Nobody at the FIFO means that nothing is alive."""
-        while folder.is_held():
+        """End what was never released: its agent never ran. Nobody at the FIFO means that nothing is alive.
+
+        Raises SetupError when somebody is there whom we cannot end: then there is no such proof.
+        """
+        paths = self._cgroups.paths(sandbox.name)
+        try:
             async with asyncio.timeout(_LAUNCH_S):
-                await until(lambda: _pid(folder) > 0 or not folder.is_held())
-            shim = see(_pid(folder))
-            if shim is not None:
-                send(shim.pid, shim.started, signal.SIGKILL)
-                await gone(shim.pid, shim.started)
-            await cgroups.empty(self._cgroups.paths(sandbox.name))
+                while folder.is_held():
+                    shim = see(shim_pid(folder))
+                    if shim is not None and shim.session == shim.pid:
+                        send(shim.pid, shim.started, signal.SIGKILL)
+                        await gone(shim.pid, shim.started)
+                    cgroups.kill(paths)
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            raise SetupError(f"somebody holds {folder.hold} open and cannot be ended") from None
 
     async def _abandon(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> None:
         """Undo a start that failed or was cancelled."""
@@ -214,28 +184,6 @@ class Process:
         folder.status.unlink(missing_ok=True)
 
 
-def _open_high(path: Path, flags: int) -> int:
-    """Open a file under a number that no `dup2` of ours overwrites."""
-    low = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
-    finally:
-        os.close(low)
-
-
-def _said(folder: AttemptFolder, word: str) -> int | None:
-    """Return the number behind `word` in the status file; a line counts once its newline is there."""
-    try:
-        lines = folder.status.read_text().split("\n")[:-1]
-    except FileNotFoundError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{word} ")), None)
-
-
-def _pid(folder: AttemptFolder) -> int:
-    return _said(folder, "pid") or 0
-
-
 def _runs(pid: int) -> bool:
     seen = see(pid)
     return seen is not None and not seen.is_over
@@ -243,7 +191,7 @@ def _runs(pid: int) -> bool:
 
 def _refuse_second(folder: AttemptFolder) -> None:
     """At most one start per attempt, ever: raises SetupError if it runs, or ran."""
-    if _said(folder, "exit") is not None or session(_pid(folder)):
+    if exit_code(folder) is not None or session(shim_pid(folder)):
         raise SetupError(f"this attempt was started already: {folder.path}")
 
 
@@ -294,17 +242,8 @@ def _is_of(sandbox: Sandbox, pid: int) -> bool:
 
 
 def _ending(sandbox: Sandbox, folder: AttemptFolder, handle: Handle) -> Exit:
-    code = _said(folder, "exit")
+    code = exit_code(folder)
     out_of_memory = cgroups.out_of_memory(handle.cgroups)
-    if code in _NOT_EXECUTED and not _is_there(sandbox, folder):
+    if code in _NOT_EXECUTED and not is_there(sandbox, folder):
         return not_started(folder, ExitKind.START_FAILED, folder.first_words())
     return ending(sandbox, folder, code, out_of_memory=out_of_memory)
-
-
-def _is_there(sandbox: Sandbox, folder: AttemptFolder) -> bool:
-    """Tell whether the command can be executed: an agent may itself exit with 126 or 127."""
-    program = sandbox.spec.command[0]
-    if "/" in program:
-        program = str(folder.path / _WORK / program)
-    path = environment(sandbox, home="", input_path="")["PATH"]
-    return shutil.which(program, path=path) is not None

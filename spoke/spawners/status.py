@@ -10,6 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from spoke.spawners.namespaces import is_first, pid_namespace
+from spoke.spawners.processes import Seen, see
+
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What is known so far; 0 and None: not yet."""
@@ -35,6 +38,22 @@ def read_status(file: Path) -> Status:
     except msgspec.MsgspecError:
         return Status()
     return found
+
+
+def has_child(file: Path) -> bool:
+    """Tell whether the first line is there."""
+    return read_status(file).child_pid > 0
+
+
+def child_of(status: Status) -> Seen | None:
+    """Return process 1 of the namespaces that `status` speaks of, if it is alive and really that one."""
+    child = see(status.child_pid) if status.child_pid else None
+    if child is None or child.is_over:
+        return None
+    namespace = pid_namespace(child.pid)
+    if namespace is None:
+        return child if is_first(child.pid) else None
+    return child if namespace == status.pid_namespace else None
 
 
 def _merge(old: Status, new: Status) -> Status:

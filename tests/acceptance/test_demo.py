@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hub.dev.binaries import why_no_bubblewrap
 from hub.dev.settings import ROOT
 from hub.dev.watcher import MARK, started
 from tests.helpers.stack import alive, eventually
@@ -42,6 +43,10 @@ async def demo(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subproces
             await process.wait()
 
 
+def in_bubblewrap() -> bool:
+    return not why_no_bubblewrap()
+
+
 @pytest.fixture
 def folder(tmp_path_factory):
     # Sockets live below it, and their paths are short.
@@ -49,16 +54,29 @@ def folder(tmp_path_factory):
 
 
 def below(folder: Path) -> dict[int, str]:
-    """Return the processes that belong to a stack below the folder, sandboxes included: pid → when it started."""
+    """Return the processes of a stack below the folder, pid → when it started.
+
+    Daemons and servers bear it in their environment or arguments, and who is in a sandbox has a mount from there.
+    """
     found: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
+        text = b"".join(look(entry / name) for name in ("environ", "cmdline", "mountinfo"))
         if str(folder).encode() in text and int(entry.name) != os.getpid():
             found[int(entry.name)] = started(int(entry.name))
     return {pid: since for pid, since in found.items() if since}
+
+
+def in_sandboxes(pids: dict[int, str]) -> list[int]:
+    """Return those whose sources are mounted: the agents and their own processes."""
+    return [pid for pid in pids if b" /src " in look(Path(f"/proc/{pid}/mountinfo"))]
+
+
+def look(file: Path) -> bytes:
+    """Return what stands there, nothing if the process is gone."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 async def read_until(process: asyncio.subprocess.Process, pattern: str) -> str:
@@ -97,7 +115,8 @@ async def test_a_demo_that_is_ended_in_the_middle_of_a_kill_leaves_nothing(folde
         await read_until(process, "spawned stubborn")
         await asyncio.sleep(0.5)
         pids = below(folder)
-        assert len(pids) > 6, "nats, two valkeys, hub, two spokes, and an agent's processes"
+        assert len(pids) > 8, "nats, two valkeys, hub, two spokes, and an agent's processes"
+        assert not in_bubblewrap() or in_sandboxes(pids)
         process.send_signal(number)
         await process.communicate()
     assert process.returncode in {-number, 128 + number}

@@ -14,6 +14,8 @@ def unified(folder: Path, *delegated: str, enabled: str = "memory pids cpu") -> 
     """Files as the kernel has them, where `enabled` is what `cgroup.subtree_control` admits to."""
     (folder / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     for path in (folder, *(folder / one for one in delegated)):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "cgroup.procs").touch()
         for base in (path, path / "felloe"):
             base.mkdir(parents=True, exist_ok=True)
             (base / "cgroup.subtree_control").write_text(enabled)
@@ -77,6 +79,15 @@ def test_a_controller_that_was_not_delegated_is_missing(
     mount = unified(tmp_path, enabled="memory pids")
     frozen_writes(monkeypatch)
     assert Cgroups.find(is_root=True, mount=mount, own="").controllers == {"memory", "pids"}
+
+
+def test_a_subtree_into_which_nothing_can_be_moved_gives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = unified(tmp_path)
+    frozen_writes(monkeypatch)
+    (mount / "cgroup.procs").unlink()
+    assert Cgroups.find(is_root=True, mount=mount, own="").controllers == frozenset()
 
 
 def test_a_host_without_cgroups_gives_none(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from tests.helpers.sandboxes import (
     zombies,
 )
 
+PATIENCE = {SandboxKind.BUBBLEWRAP: "_SETUP_S", SandboxKind.PROCESS: "_LAUNCH_S"}
+
 pytestmark = pytest.mark.timeout(60)
 _marks = count(os.getpid() * 1000 + 100_000)
 
@@ -64,6 +66,10 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
 def real(rig: Rig) -> None:
     if rig.kind not in REAL:
         pytest.skip("simulated starts no process")
+
+
+def held_by(folder: Path) -> list[int]:
+    return [pid for name in ("bwrap", "sh") for pid in holders(folder / "hold", name)]
 
 
 def bounded(rig: Rig, controller: str) -> None:
@@ -430,7 +436,7 @@ async def test_a_cancelled_prepare_leaves_nothing(rig: Rig, after_ms: int) -> No
         rig.knows(sandbox, preparing.result())
         return
     assert (children(os.getpid()), cgroup_folders()) == ([], [])
-    assert holders(sandbox.folder / "hold") == []
+    assert held_by(sandbox.folder) == []
 
 
 async def test_a_second_prepare_is_refused_while_it_runs(rig: Rig) -> None:
@@ -564,7 +570,7 @@ async def test_an_intent_without_a_handle_never_ran_and_never_will(rig: Rig, sta
     assert (handle is None) == (stage == "launched")
     for _ in range(2):
         assert await rig.spawner.recover(sandbox, None) is None
-    assert holders(sandbox.folder / "hold") == []
+    assert held_by(sandbox.folder) == []
     assert not AttemptFolder(sandbox.folder).release()
     if handle is not None:
         assert not is_alive(handle.pid, handle.pid_started)
@@ -574,6 +580,22 @@ async def test_an_intent_without_a_handle_never_ran_and_never_will(rig: Rig, sta
     await rig.spawner.release(sandbox, again)
     assert (await rig.spawner.wait(sandbox, again)).code == 0
     assert out(sandbox) == "never"
+
+
+async def test_a_stranger_at_the_fifo_is_not_ended_and_is_no_proof_of_absence(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real(rig)
+    monkeypatch.setattr(f"spoke.spawners.{rig.kind}.{PATIENCE[rig.kind]}", 0.3)
+    sandbox, handle = await rig.hold(exits(0))
+    await rig.spawner.destroy(sandbox, handle)
+    stranger = os.open(sandbox.folder / "hold", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(SetupError, match="cannot be ended"):
+            await rig.successor().recover(sandbox, None)
+    finally:
+        os.close(stranger)
+    assert await rig.successor().recover(sandbox, None) is None
 
 
 async def test_an_intent_that_began_nothing_is_not_counted(rig: Rig) -> None:

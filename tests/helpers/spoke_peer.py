@@ -21,15 +21,27 @@ from shared.messages import (
     Heartbeat,
     Hello,
     Kill,
+    LogChunk,
     Offer,
     QueueCounts,
+    Reply,
     SandboxKind,
     Spawn,
     SpokeHeader,
+    Status,
+    Tail,
     Welcome,
 )
 from shared.signers import Signer
-from shared.trust import HubTrust, Report, TrustedAnswer, TrustedItem, open_answer, open_command, seal_report
+from shared.trust import (
+    HubTrust,
+    Report,
+    TrustedAnswer,
+    TrustedItem,
+    open_answer,
+    open_command,
+    seal_report,
+)
 
 NOTHING = "0" * 64
 
@@ -72,7 +84,9 @@ class SpokePeer:
             "federation": self.federation, "iss": self.name, "inc": self.incarnation, "iat": clock.now_ms(),
         }  # fmt: skip
         request = seal_report(SpokeHeader(**{**values, **header}), items, self.signer)
-        data = await self.bus.request(subjects.reports(self.name), request, timeout_s=self.timeout_s)
+        data = await self.bus.request(
+            subjects.reports(self.name), request, timeout_s=self.timeout_s
+        )
         return open_answer(data, request, self.trust)
 
     async def hello(self, **changes: Any) -> Welcome:
@@ -97,7 +111,9 @@ class SpokePeer:
 
     def event(self, kind: EventKind, of: TrustedItem[Command], **changes: Any) -> Event:
         self.seq += 1
-        agent, gen = (of.item.agent, of.item.gen) if isinstance(of.item, Spawn | Kill) else (None, 0)
+        agent, gen = (
+            (of.item.agent, of.item.gen) if isinstance(of.item, Spawn | Kill) else (None, 0)
+        )
         values: dict[str, Any] = {
             "seq": self.seq, "kind": kind, "cmd": of.item.id, "cmd_sha256": of.sha256, "agent": agent, "gen": gen,
             "attempt": 1, "fence": 1, "reason": "", "at": clock.now_ms(), "exit": None, "retry_at": None,
@@ -115,3 +131,14 @@ class SpokePeer:
     async def next_command(self) -> TrustedItem[Command]:
         async with asyncio.timeout(5):
             return await self.commands.get()
+
+    async def answer(
+        self, query: Status | Tail, *items: Reply | LogChunk, by: Signer | None = None
+    ) -> None:
+        """Publish a reply or chunks of output to the reader that asked; each chunk in an envelope of its own."""
+        header = SpokeHeader(
+            federation=self.federation, iss=self.name, inc=self.incarnation, iat=clock.now_ms()
+        )
+        for item in items:
+            data = seal_report(header, [item], by or self.signer)
+            await self.bus.publish(subjects.logs(self.name, query.reader), data)

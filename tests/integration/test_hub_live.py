@@ -152,9 +152,9 @@ async def test_nats_may_come_later_and_health_says_so(tmp_path: Path):
 
 
 async def test_a_hub_ends_while_nats_never_came(tmp_path: Path):
-    async with nats(tmp_path, starts=False) as server, asyncio.timeout(5):
-        async with Hub.open(hub_settings(tmp_path, server.url)):
-            await asyncio.sleep(0.1)
+    settings = hub_settings(tmp_path, NatsServer(tmp_path).url)
+    async with asyncio.timeout(5), Hub.open(settings):
+        await asyncio.sleep(0.1)
 
 
 async def test_nats_may_go_and_come_back(tmp_path: Path):
