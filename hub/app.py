@@ -43,6 +43,9 @@ _HANDLERS: Final = (
 )
 # Many clients may connect at the same moment, as 500 spokes' operators do after an outage.
 _BACKLOG: Final = 2_048
+# Longer than clients and proxies keep a connection themselves (60 s is usual), so that it is not us who closes it just
+# when the next request is under way.
+_KEEP_ALIVE_S: Final = 75
 
 
 def build(hub: Hub) -> ASGIApp:
@@ -113,6 +116,8 @@ def _server(app: Any, settings: HubSettings) -> _Server:
         access_log=False,
         log_config=None,
         server_header=False,
+        log_level="error",  # what strangers send that is no HTTP is no news
+        timeout_keep_alive=_KEEP_ALIVE_S,
         backlog=_BACKLOG,
         timeout_graceful_shutdown=max(1, round(settings.timing.stop_s)),
     )

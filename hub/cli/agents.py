@@ -74,11 +74,16 @@ async def status(hub: "Client", *, agent: str, as_json: bool) -> None:
     help="Where to begin.",
 )
 @asking
-async def logs(hub: "Client", *, agent: str, follow: bool, start: str, as_json: bool) -> None:
-    """Print an agent's output: all of it so far, from all attempts."""
+async def logs(
+    hub: "Client", *, agent: str, follow: bool, start: str, as_json: bool
+) -> int | None:
+    """Print an agent's output: all of it so far, from all attempts. Ends with 125 if its site is away."""
+    from hub.cli.exits import FELLOE  # noqa: PLC0415
     from hub.cli.follow import follow_logs  # noqa: PLC0415
 
-    await follow_logs(hub, await full_id(hub, agent), as_json=as_json, follow=follow, start=start)
+    agent_id = await full_id(hub, agent)
+    is_whole = await follow_logs(hub, agent_id, as_json=as_json, follow=follow, start=start)
+    return None if is_whole else FELLOE
 
 
 @click.command("kill")

@@ -9,7 +9,6 @@ from hub.cli import agents, fleet
 from hub.cli.spawn import spawn
 from shared.errors import FelloeError
 
-_INTERRUPTED = 130
 _COMPLETION = """\
 bash:  echo 'eval "$(_FELLOE_COMPLETE=bash_source felloe)"' >> ~/.bashrc
 zsh:   echo 'eval "$(_FELLOE_COMPLETE=zsh_source felloe)"' >> ~/.zshrc
@@ -94,12 +93,6 @@ def main() -> None:
 
         click.echo(f"felloe: {error}", err=True)
         sys.exit(status_of_error(error))
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # `felloe ps | head`: who reads has enough.
-        sys.stderr.close()
-        sys.exit(0)
 
 
 if __name__ == "__main__":

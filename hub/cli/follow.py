@@ -21,15 +21,18 @@ _LOOK_S = 1.0
 async def follow_logs(
     hub: Client, agent: str, *, as_json: bool, follow: bool = True, start: str = "1.1.0"
 ) -> None:
-    """Print an agent's output up to its end, or all there is so far."""
+    """Print an agent's output up to its end, or all there is so far; False if its site was away."""
     events = hub.logs(agent, start=start, follow=follow)
     shown = _waiting_shown(hub, agent, wanted=follow and not as_json)
+    is_whole = True
     async with shown as waiting, aclosing(events):
         async for event in events:
             if not waiting.done():
                 waiting.cancel()
                 await asyncio.sleep(0)  # lets it wipe its line before ours is written
             _print(event, as_json=as_json)
+            is_whole = event.kind != "absent"
+    return is_whole
 
 
 async def until_ended(hub: Client, agent: str) -> AgentView:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NEWEST: Final = 500
 _FULL: Final = 36
 _WIDE: Final = 240
+_INTERRUPTED: Final = 130
 
 Command = Callable[..., Awaitable[int | None]]
 
@@ -48,7 +49,11 @@ def asking(command: Command) -> Callable[..., None]:
             async with Client(where.url, where.token) as hub:
                 return await command(hub, **given)
 
-        sys.exit(asyncio.run(run()) or 0)
+        try:
+            sys.exit(asyncio.run(run()) or 0)
+        except KeyboardInterrupt:
+            # Caught before click, which would say "Aborted!" and end with 1.
+            sys.exit(_INTERRUPTED)
 
     return callback
 

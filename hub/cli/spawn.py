@@ -1,5 +1,6 @@
 """`felloe spawn`: an agent from a type or a command, and what its options become in a request."""
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -119,9 +120,13 @@ async def spawn(
             click.echo(agent.id)
         return None
     say(f"agent {agent.id}")
-    if follow:
-        await follow_logs(hub, agent.id, as_json=as_json)
-    ended = await until_ended(hub, agent.id)
+    try:
+        if follow:
+            await follow_logs(hub, agent.id, as_json=as_json)
+        ended = await until_ended(hub, agent.id)
+    except asyncio.CancelledError:
+        say(f"agent {agent.id} goes on by itself; `felloe kill {agent.id}` ends it")
+        raise
     if as_json:
         show_json(ended)
     elif status_of(ended):

@@ -15,6 +15,7 @@ Settings are written anew at every start from the same facts; keys, passwords an
 import fcntl
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -59,7 +60,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     run: Path
     facts: Facts
     options: Options
-    temporary: bool  # the folder goes when the stack ends
 
     @property
     def url(self) -> str:
@@ -96,18 +96,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def draw_up(folder: Path | None, options: Options) -> Plan:
     """Make the folders, keys and secrets that are not there yet; None is a temporary folder."""
     run = Path(tempfile.mkdtemp(prefix="felloe-"))
-    where = folder.absolute() if folder is not None else run / "stack"
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    where.chmod(0o700)
+    try:
+        return _draw_up(run, folder.absolute() if folder is not None else run / "stack", options)
+    except BaseException:
+        shutil.rmtree(run, ignore_errors=True)
+        raise
+
+
+def _draw_up(run: Path, folder: Path, options: Options) -> Plan:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     for name in ("logs", "nats", "hub/spokes", *(f"{spoke}/valkey" for spoke in options.spokes)):
-        (where / name).mkdir(parents=True, exist_ok=True)
-    facts = _facts(where / "stack.json", options)
-    plan = Plan(folder=where, run=run, facts=facts, options=options, temporary=folder is None)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    facts = _facts(folder / "stack.json", options)
+    plan = Plan(folder=folder, run=run, facts=facts, options=options)
     if not plan.token_file.exists():
-        write_whole(plan.token_file, secrets.token_urlsafe(32).encode() + b"\n", mode=0o600)
+        token = secrets.token_urlsafe(32).encode()
+        write_whole(plan.token_file, token + b"\n", mode=0o600)
     # Where the CLI finds us: `hub.cli.where`.
     client = {"url": plan.url, "token_file": plan.token_file.name}
-    write_whole(plan.folder / "client.json", msgspec.json.encode(client), mode=0o600)
+    write_whole(folder / "client.json", msgspec.json.encode(client), mode=0o600)
     _make_keys(plan)
     return plan
 

@@ -108,9 +108,12 @@ class Stack:
         missing = "hub"
         try:
             async with asyncio.timeout(timeout_s), self.client() as client:
-                while (missing := await self._missing(client)) != "":
+                while missing:
                     self._check_early_ends()
                     await asyncio.sleep(_LOOK_S)
+                    before, missing = missing, await self._missing(client)
+                    if missing not in {before, ""}:
+                        self.say(f"{before} is ready, waiting for {missing}")
         except TimeoutError:
             raise self._failed(missing, f"not ready after {timeout_s:.0f} s") from None
 

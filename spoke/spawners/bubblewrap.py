@@ -64,10 +64,12 @@ class Bubblewrap:
 
     kind = SandboxKind.BUBBLEWRAP
 
-    def __init__(self, host: Host, *, clock: Clock = now_ms) -> None:
+    def __init__(self, host: Host, *, clock: Clock = now_ms, patience_s: float = _SETUP_S) -> None:
+        """`patience_s` is how long a set-up, or the end of one, may take."""
         self._host = host
         self._cgroups = host.cgroups
         self._clock = clock
+        self._patience_s = patience_s
         self._caps = OutputCaps()
         prepare_to_launch()
 
@@ -88,7 +90,7 @@ class Bubblewrap:
         except BaseException as error:
             await see_through(self._abandon(sandbox, folder, pid))
             if isinstance(error, OSError):  # TimeoutError is one too
-                reason = str(error) or f"not ready after {_SETUP_S:.0f} s"
+                reason = str(error) or f"not ready after {self._patience_s:.0f} s"
                 raise SetupError(f"the sandbox could not be made: {reason}") from error
             raise
 
@@ -115,7 +117,7 @@ class Bubblewrap:
     async def _hold(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> Handle:
         """Wait for the namespaces, bound them, and wait until the agent is held."""
         paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
-        async with asyncio.timeout(_SETUP_S):
+        async with asyncio.timeout(self._patience_s):
             outer = see(pid)
             await until(lambda: has_child(folder.status) or not _runs(pid), most_s=_LOOK_S)
             status = read_status(folder.status)
@@ -201,7 +203,7 @@ class Bubblewrap:
         """
         paths = self._cgroups.paths(sandbox.name)
         try:
-            async with asyncio.timeout(_SETUP_S):
+            async with asyncio.timeout(self._patience_s):
                 while folder.is_held():
                     cgroups.hurry(paths)
                     for seen in await _held(folder):

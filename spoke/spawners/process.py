@@ -48,10 +48,14 @@ class Process:
 
     kind = SandboxKind.PROCESS
 
-    def __init__(self, host: Host, *, clock: Clock = now_ms) -> None:
+    def __init__(
+        self, host: Host, *, clock: Clock = now_ms, patience_s: float = _LAUNCH_S
+    ) -> None:
+        """`patience_s` is how long a set-up, or the end of one, may take."""
         self._host = host
         self._cgroups = host.cgroups
         self._clock = clock
+        self._patience_s = patience_s
         self._caps = OutputCaps()
         prepare_to_launch()
 
@@ -75,14 +79,14 @@ class Process:
         except BaseException as error:
             await see_through(self._abandon(sandbox, folder, pid))
             if isinstance(error, OSError):  # TimeoutError is one too
-                reason = str(error) or f"not ready after {_LAUNCH_S:.0f} s"
+                reason = str(error) or f"not ready after {self._patience_s:.0f} s"
                 raise SetupError(f"the process could not be made: {reason}") from error
             raise
 
     async def _hold(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> Handle:
         paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
         cgroups.join(paths, (pid,))
-        async with asyncio.timeout(_LAUNCH_S):
+        async with asyncio.timeout(self._patience_s):
             await until(lambda: shim_pid(folder) > 0 or not _runs(pid))
         shim = see(pid)
         if shim is None or shim.is_over:
@@ -163,7 +167,7 @@ class Process:
         """
         paths = self._cgroups.paths(sandbox.name)
         try:
-            async with asyncio.timeout(_LAUNCH_S):
+            async with asyncio.timeout(self._patience_s):
                 while folder.is_held():
                     shim = see(shim_pid(folder))
                     if shim is not None and shim.session == shim.pid:

@@ -31,12 +31,12 @@ REAL: Final = (SandboxKind.BUBBLEWRAP, SandboxKind.PROCESS)
 CGROUP: Final = f"felloe-test-{os.getpid()}"
 
 
-def make_spawner(kind: SandboxKind, found: host.Host) -> Spawner:
+def make_spawner(kind: SandboxKind, found: host.Host, patience_s: float = 20.0) -> Spawner:
     match kind:
         case SandboxKind.BUBBLEWRAP:
-            return Bubblewrap(found)
+            return Bubblewrap(found, patience_s=patience_s)
         case SandboxKind.PROCESS:
-            return Process(found)
+            return Process(found, patience_s=patience_s)
         case SandboxKind.SIMULATED:
             return Simulated()
 
@@ -112,8 +112,8 @@ class Rig:
             await self.spawner.wait(sandbox, handle)
         return out(sandbox)
 
-    def successor(self) -> Spawner:
-        return make_spawner(self.kind, self.host)
+    def successor(self, patience_s: float = 20.0) -> Spawner:
+        return make_spawner(self.kind, self.host, patience_s)
 
     async def end(self) -> None:
         for sandbox, handle in reversed(self._made):

@@ -140,11 +140,10 @@ async def test_spawn_and_follow_prints_the_output_and_nothing_else(site: HubSite
 async def test_ids_may_be_abbreviated_and_ambiguous_ones_are_refused(
     site: HubSite, hub: Client
 ) -> None:
-    first, second = await hub.spawn(HELD), await hub.spawn(HELD)
+    first, _ = await hub.spawn(HELD), await hub.spawn(HELD)
 
     shown = await felloe(site, "show", first.id[-9:], "--json")
-    common = os.path.commonprefix([first.id, second.id])
-    unclear = await felloe(site, "show", common)
+    unclear = await felloe(site, "show", first.id[:8])
     unknown = await felloe(site, "show", "0" * 9)
 
     assert json.loads(shown.out)["id"] == first.id
@@ -314,3 +313,48 @@ async def test_an_address_that_is_taken_is_said_by_its_setting(site: HubSite) ->
     assert process.returncode == 125
     assert b"cannot listen on 127.0.0.1" in err
     assert b"Traceback" not in err
+
+
+async def test_an_interrupted_command_leaves_the_agent_alone_and_says_so(
+    site: HubSite, hub: Client
+) -> None:
+    environment = {
+        **os.environ,
+        "FELLOE_URL": site.url,
+        "FELLOE_TOKEN": TOKEN,
+        "PYTHONPATH": str(ROOT),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "hub.cli.felloe", "spawn", "--follow", "--hold", "--", "/bin/x", env=environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(20):
+            agent = (await process.stderr.readline()).decode().split()[-1]
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert process.returncode == 130
+    assert f"felloe kill {agent}" in err.decode()
+    assert "Traceback" not in err.decode()
+    assert (await hub.agent(agent)).state is State.HELD
+
+
+async def test_the_output_of_an_absent_site_is_no_empty_output(tmp_path: Path) -> None:
+    async with hub_site(tmp_path, suspect_s=0.5) as site, site.client() as hub:
+        async with spoke_peer(site) as peer:
+            agent = await hub.spawn(SpawnRequest(command=["a"]))
+            spawned = await peer.next_command()
+            await peer.ask(
+                [peer.event(EventKind.QUEUED, spawned), peer.event(EventKind.RUNNING, spawned)]
+            )
+        await asyncio.sleep(0.7)
+        ended = await felloe(site, "logs", agent.id)
+
+    assert ended.status == 125
+    assert f"absent: spoke {SPOKE} is away" in ended.err
