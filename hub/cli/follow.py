@@ -20,7 +20,7 @@ _LOOK_S = 1.0
 
 async def follow_logs(
     hub: Client, agent: str, *, as_json: bool, follow: bool = True, start: str = "1.1.0"
-) -> None:
+) -> bool:
     """Print an agent's output up to its end, or all there is so far; False if its site was away."""
     events = hub.logs(agent, start=start, follow=follow)
     shown = _waiting_shown(hub, agent, wanted=follow and not as_json)

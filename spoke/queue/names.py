@@ -13,7 +13,7 @@ from shared.ids import NAME_PATTERN
 # Lua constant → the key's last part. Those that end in `:` are completed by the scripts.
 KEYS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "META": "meta",  # hash: epoch, host, incarnation, seq, evt_ack, rev, paused, cordoned, fence, newest, vtime
+        "META": "meta",  # hash: epoch, host, incarnation, seq, evt_ack, rev, paused, cordoned, fence, newest
         "ENTRY": "entry:",  # + agent → hash: one agent that is here, from acceptance to outcome
         "GENS": "gens",  # hash: agent → generation, of every entry
         "READY": "ready:",  # + tenant:priority → sorted set: agent by arrival; its head is first come

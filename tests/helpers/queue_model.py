@@ -81,7 +81,6 @@ class QueueModel:
     equivocated: set[str] = field(default_factory=set)
     active: dict[str, int] = field(default_factory=dict)
     idle: dict[str, int] = field(default_factory=dict)
-    vtime: int = 0
     unheard: list[str] = field(default_factory=list)  # leases whose answer was lost
 
     # --- what is asked of it ---
@@ -158,7 +157,7 @@ class QueueModel:
     def restart_journal(self, incarnation: int) -> None:
         if incarnation <= self.incarnation:
             return
-        self.incarnation, self.seq, self.evt_ack, self.vtime = incarnation, 0, 0, 0
+        self.incarnation, self.seq, self.evt_ack = incarnation, 0, 0
         self.entries = {a: e for a, e in self.entries.items() if e.is_leased}
         for entry in self.entries.values():
             entry.state = "leased"
@@ -328,7 +327,7 @@ class QueueModel:
 
     def _activate(self, tenant: str) -> None:
         if tenant not in self.active:
-            least = min(self.active.values(), default=self.vtime)
+            least = min(self.active.values(), default=0)
             self.active[tenant] = max(self.idle.pop(tenant, 0), least)
 
     def _rest(self, tenant: str) -> None:
@@ -336,7 +335,6 @@ class QueueModel:
             return
         self.idle[tenant] = self.active.pop(tenant)
         if not self.active:
-            self.vtime = max(self.vtime, *self.idle.values())
             self.idle = {}
 
     # --- events ---

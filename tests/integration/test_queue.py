@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from redis import Redis
 
 from shared.errors import ConfigError, FencedError
 from shared.messages import EventKind, Exit, ExitKind, QueueCounts
+from spoke.queue import names
 from spoke.queue.entries import Note
 from spoke.queue.queue import Queue, digest_inventory
 from tests.helpers.builders import kill, new_id, pause, spawn, spec
@@ -94,6 +96,28 @@ async def test_a_tenant_that_comes_later_neither_waits_nor_catches_up(
         await take_in(queue, *late)
         turns = await lease_agents(queue, 10)
         assert len(set(turns) & {each.agent for each in late}) == 5
+
+
+async def test_who_comes_in_dribs_gets_no_more_than_its_share(server: ValkeyServer) -> None:
+    async with owned_queue(server) as queue:
+        await take_in(queue, *(waiting(tenant="steady", weight=9) for _ in range(40)))
+        await take_in(queue, dribbling := waiting(10, tenant="dribs"))
+        turns = 0
+        for _ in range(30):
+            if await lease_agents(queue, 1) == [dribbling.agent]:
+                turns += 1
+                await take_in(queue, dribbling := waiting(10, tenant="dribs"))
+        assert turns == 3
+
+
+async def test_tenants_that_are_long_idle_are_forgotten(server: ValkeyServer) -> None:
+    spoke = new_spoke()
+    async with owned_queue(server, spoke) as queue:
+        await take_in(queue, *(waiting(tenant="steady") for _ in range(40)))
+        await take_in(queue, *(waiting(tenant=f"once-{n}") for n in range(20)))
+        await lease_agents(queue, 25)
+        with Redis.from_url(server.url) as client:
+            assert client.exists(names.key(spoke, "IDLE")) == 0
 
 
 async def test_who_was_alone_does_not_pay_for_it_later(server: ValkeyServer) -> None:

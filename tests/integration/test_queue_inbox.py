@@ -144,6 +144,19 @@ async def test_an_acknowledged_queued_event_lets_no_later_mark_go(server: Valkey
         assert (await queue.counts()).queued == 0
 
 
+async def test_a_mark_waits_for_the_acknowledgement_of_its_own_end(server: ValkeyServer) -> None:
+    async with owned_queue(server) as queue:
+        command = spawn(gen=1)
+        await take_in(queue, command)
+        for gen in (1, 5):
+            await take_in(queue, kill(agent=command.agent, gen=gen))
+        await queue.acknowledge(3, AT)  # the end of generation 1
+        later = AT + 60 * MINUTE
+        await queue.acknowledge(queue.head_seq, later)
+        again = spawn(agent=command.agent, gen=5)
+        assert kinds_of(await take_in(queue, again, now_ms=later + MEMORY)) == ["no_effect"]
+
+
 async def test_a_lower_mark_of_the_same_minute_does_not_hide_a_higher_one(
     server: ValkeyServer,
 ) -> None:
@@ -317,6 +330,7 @@ async def test_a_kill_of_a_live_attempt_is_marked_until_it_has_ended(server: Val
         assert [v.kill for v in await take_in(queue, order)] == [True]
         assert [v.kill for v in await take_in(queue, order)] == [True]  # again, and still alive
         await take_in(queue, kill(agent=command.agent, grace_ms=100, reason="second"))
+        await take_in(queue, kill(agent=command.agent, grace_ms=500, reason="more patient"))
         await take_in(queue, kill(agent=command.agent, grace_ms=None, reason="third"))
         [found] = await queue.leased()
         assert (found.kill, found.kill_grace_ms, found.kill_reason) == (True, 100, "first")

@@ -20,7 +20,7 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
-local META_FIELDS = { 'epoch', 'incarnation', 'seq', 'evt_ack', 'rev', 'paused', 'cordoned', 'fence', 'newest', 'vtime' }
+local META_FIELDS = { 'epoch', 'incarnation', 'seq', 'evt_ack', 'rev', 'paused', 'cordoned', 'fence', 'newest' }
 local meta, changed = {}, {}
 local stored = call('HMGET', META, unpack(META_FIELDS))
 for i, field in ipairs(META_FIELDS) do
@@ -189,8 +189,8 @@ local function ready_keys(tenant)
   return keys
 end
 
--- A tenant that becomes active starts at the minimum of the active ones, never below its own virtual time. With none
--- active it starts where the last busy period ended: nobody pays later for having been alone.
+-- A tenant that becomes active starts at the minimum of the active ones, never below its own virtual time. When none
+-- is left, all begin at 0 again: nobody pays later for having been alone.
 local is_active = {} -- tenants that this script saw active
 
 local function activate(tenant)
@@ -199,9 +199,8 @@ local function activate(tenant)
     return
   end
   local first = call('ZRANGE', ACTIVE, 0, 0, 'WITHSCORES')
-  local own = tonumber(call('ZSCORE', IDLE, tenant) or 0)
-  local least = first[2] and tonumber(first[2]) or meta.vtime
-  call('ZADD', ACTIVE, int(math.max(own, least)), tenant)
+  local own = call('ZSCORE', IDLE, tenant) or 0
+  call('ZADD', ACTIVE, int(math.max(tonumber(own), tonumber(first[2] or 0))), tenant)
   call('ZREM', IDLE, tenant)
 end
 
@@ -212,10 +211,9 @@ local function deactivate_if_empty(tenant)
   end
   call('ZREM', ACTIVE, tenant)
   is_active[tenant] = nil
-  call('ZADD', IDLE, vtime, tenant)
-  if call('EXISTS', ACTIVE) == 0 then
-    local last = call('ZRANGE', IDLE, -1, -1, 'WITHSCORES')
-    set('vtime', math.max(meta.vtime, tonumber(last[2])))
+  if call('EXISTS', ACTIVE) == 1 then
+    call('ZADD', IDLE, vtime, tenant)
+  else
     call('DEL', IDLE)
   end
 end

@@ -27,6 +27,5 @@ if input.incarnation > meta.incarnation then
   set('incarnation', input.incarnation)
   set('seq', 0)
   set('evt_ack', 0)
-  set('vtime', 0)
 end
 return reply(true)
