@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 
@@ -234,7 +235,7 @@ class Hub:
                 if self.now_ms() >= ripe_at_ms:
                     await self.do(ripen.ripen)
                     ripe_at_ms = self.now_ms() + int(LOOK_S * 1000)
-                await self.do(lambda c, now_ms: place.place(c, now_ms, self._suspect_ms))
+                await self._place()
             except UnavailableError as error:
                 log.warning("placement_waits", error=str(error))
                 await asyncio.sleep(LOOK_S)
@@ -245,6 +246,32 @@ class Hub:
                 await asyncio.sleep(LOOK_S)
             await wait(self._place_wanted, LOOK_S)
 
+    async def _place(self) -> None:
+        """Place, and send at once what that put into outboxes: in the same transaction, so under the same fsync."""
+        bus = self._bus if self._bus is not None and self._bus.is_connected else None
+
+        def place_and_seal(
+            connection: sa.Connection, now_ms: int
+        ) -> tuple[list[tuple[str, Dispatch]], Nudges]:
+            _, nudges = place.place(connection, now_ms, self._suspect_ms)
+            chosen = nudges.spokes if bus is not None else ()
+            sealed = [
+                (spoke, dispatch(connection, spoke, self._seal, now_ms, self._suspect_ms))
+                for spoke in chosen
+            ]
+            return sealed, msgspec.structs.replace(nudges, spokes=frozenset())
+
+        for spoke, sealed in await self.do(place_and_seal):
+            await self._publish(spoke, sealed)
+
+    async def _publish(self, spoke: str, sealed: Dispatch) -> None:
+        if self._bus is None:
+            raise UnavailableError("NATS is away")
+        for envelope in sealed.envelopes:
+            await self._bus.publish(subjects.commands(spoke), envelope)
+        if sealed.wait_ms == 0:
+            self._dispatchers.wake(spoke)
+
     async def _seal_due(self, spoke: str) -> Dispatch:
         now_ms = self.now_ms()
         sealed = await self._writer.run(
@@ -254,6 +281,7 @@ class Hub:
         return sealed
 
     async def _commit_orders(self, orders: Sequence[Order]) -> list[Spawned | FelloeError]:
+        self._place_wanted.set()  # it joins the commit that is about to begin
         results = await self.do(lambda c, now_ms: spawn(c, orders, now_ms))
         self.metrics.accepted.inc(len(orders))
         return results

@@ -1,5 +1,7 @@
 """One writer thread with group commit: everything that waits goes into one transaction, under one fsync.
 
+A group grows until its commit: what a use case led to in the meantime is in it too.
+
     await writer.run(use_case)        → a savepoint of its own in the shared transaction
     use case raises                   → only its savepoint is rolled back; the error is the caller's
     the commit fails (disk full, …)   → every caller of that group gets UnavailableError, nothing is stored
@@ -11,7 +13,7 @@ not undo what it asked for: like a lost reply, its outcome is unknown to the cal
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -77,51 +79,36 @@ class Writer:
         connection: sa.Connection | None = None
         while (first := self._waiting.get()) is not None:
             group = [first]
-            last = False
-            while len(group) < MAX_GROUP and not self._waiting.empty():
-                following = self._waiting.get()
-                if following is None:
-                    last = True
-                    break
-                group.append(following)
             try:
                 connection = connection or self._connect()
-                self._commit(connection, group)
+                with connection.begin():
+                    for waiting in self._growing(group):
+                        _run_one(connection, waiting)
                 self.failure = ""
             except Exception as error:  # noqa: BLE001 - without this thread nobody would ever get an answer
                 self.failure = str(getattr(error, "orig", None) or error)
                 log.error("commit_failed", error=self.failure, use_cases=len(group))
                 connection = self._give_up(connection, group)
             self._loop.call_soon_threadsafe(self._deliver, group)
-            if last:
-                break
         if connection is not None:
             connection.close()
+
+    def _growing(self, group: list[_Waiting]) -> Iterator[_Waiting]:
+        """Yield a group that grows by whatever comes before its commit."""
+        yield group[0]
+        while len(group) < MAX_GROUP and not self._waiting.empty():
+            following = self._waiting.get()
+            if following is None:
+                self._waiting.put(None)  # the end, once this group is committed
+                return
+            group.append(following)
+            yield following
 
     def _connect(self) -> sa.Connection:
         connection = self._engine.connect()
         with connection.begin():
             audit.take_head(connection, self._chain)
         return connection
-
-    def _commit(self, connection: sa.Connection, group: Sequence[_Waiting]) -> None:
-        with connection.begin():
-            for waiting in group:
-                head = audit.head(connection)
-                connection.exec_driver_sql("SAVEPOINT one")
-                try:
-                    waiting.result = waiting.use_case(connection)
-                except FelloeError as error:
-                    waiting.error = error
-                except OperationalError:
-                    raise  # the disk, a lock: SQLite may have rolled back everything by itself
-                except Exception as error:  # a fault of ours must not undo the others
-                    log.exception("use_case_failed")
-                    waiting.error = error
-                if waiting.error is not None:
-                    connection.exec_driver_sql("ROLLBACK TO one")
-                    audit.set_head(connection, head)
-                connection.exec_driver_sql("RELEASE one")
 
     def _give_up(self, connection: sa.Connection | None, group: Sequence[_Waiting]) -> None:
         """Nothing of the group is stored; the next group gets a new connection and reads the audit's head anew."""
@@ -140,6 +127,24 @@ class Writer:
                 waiting.future.set_exception(waiting.error)
             else:
                 waiting.future.set_result(waiting.result)
+
+
+def _run_one(connection: sa.Connection, waiting: _Waiting) -> None:
+    head = audit.head(connection)
+    connection.exec_driver_sql("SAVEPOINT one")
+    try:
+        waiting.result = waiting.use_case(connection)
+    except FelloeError as error:
+        waiting.error = error
+    except OperationalError:
+        raise  # the disk, a lock: SQLite may have rolled back everything by itself
+    except Exception as error:  # a fault of ours must not undo the others
+        log.exception("use_case_failed")
+        waiting.error = error
+    if waiting.error is not None:
+        connection.exec_driver_sql("ROLLBACK TO one")
+        audit.set_head(connection, head)
+    connection.exec_driver_sql("RELEASE one")
 
 
 class Reader:
