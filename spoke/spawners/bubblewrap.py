@@ -85,8 +85,9 @@ class Bubblewrap:
             _refuse_second(folder)
         pid = 0
         try:
+            paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
             pid = self._launch(sandbox, folder)
-            return await self._hold(sandbox, folder, pid)
+            return await self._hold(sandbox, folder, pid, paths)
         except BaseException as error:
             await see_through(self._abandon(sandbox, folder, pid))
             if isinstance(error, OSError):  # TimeoutError is one too
@@ -108,15 +109,17 @@ class Bubblewrap:
             os.lseek(passed, 0, os.SEEK_SET)
             actions = folder.output_actions(sandbox.spec)
             actions += [(os.POSIX_SPAWN_DUP2, file, file) for file in (status, hold, passed)]
-            arguments = [self._host.bwrap, "--args", str(passed), "--", *sandbox.spec.command]
-            return launch(self._host.bwrap, arguments, {}, actions)
+            program = [str(self._host.bwrap), "--args", str(passed), "--", *sandbox.spec.command]
+            arguments = [*self._cgroups.door(sandbox.name), *program]
+            return launch(arguments[0], arguments, {}, actions)
         finally:
             for file in (status, hold, passed):
                 os.close(file)
 
-    async def _hold(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> Handle:
+    async def _hold(
+        self, sandbox: Sandbox, folder: AttemptFolder, pid: int, paths: tuple[str, ...]
+    ) -> Handle:
         """Wait for the namespaces, bound them, and wait until the agent is held."""
-        paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
         async with asyncio.timeout(self._patience_s):
             outer = see(pid)
             await until(lambda: has_child(folder.status) or not _runs(pid), most_s=_LOOK_S)
@@ -124,7 +127,7 @@ class Bubblewrap:
             child = see(status.child_pid) if status.child_pid else None
             if outer is None or child is None:
                 raise _setup_error(sandbox, folder, paths)
-            cgroups.join(paths, (pid, child.pid))
+            await self._cgroups.join(paths, (pid, child.pid))
             bound((pid, child.pid), sandbox.spec.limits)
             await until(lambda: not has_capabilities(child.pid), most_s=_LOOK_S)
         if not is_alive(child.pid, child.started):

@@ -10,8 +10,14 @@ Under version 2 a cgroup that delegates controllers may hold no process of its o
 outlive the daemon, so the service also sets `KillMode=process`.
 
 What a host does not give is missing from `controllers`, and the drivers declare it.
+
+To move another process, the kernel first waits until every CPU has noticed (an RCU grace period): measured 6-24 ms
+after a pause. A process of one thread that moves itself, by writing 0 to `tasks`, needs no such wait. So under
+version 1 a program goes in by itself, through the `door`: a shell that moves and then becomes the program. Version 2
+has no such way for whole processes: there they are moved from outside, on a thread.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -22,7 +28,7 @@ from typing import Final
 import structlog
 
 from shared.messages import Limits
-from spoke.spawners.watching import until
+from spoke.spawners.watching import see_through, until
 
 log = structlog.get_logger()
 
@@ -34,6 +40,10 @@ _LEAST_US: Final = 1_000  # and the least quota that it takes
 _MOST_PIDS: Final = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 # The sandbox's own processes, which the agent did not ask for: the outer and the inner bubblewrap, or the shim.
 _OWN_PIDS: Final = 2
+
+_SHELL: Final = "/bin/sh"
+# Moves itself into each of its first arguments, up to `--`, and becomes the program that the others are.
+_MOVE: Final = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
 
 class Cgroups:
@@ -72,6 +82,18 @@ class Cgroups:
         """Return the folders of the attempt `name`, whether or not they are there."""
         return tuple(dict.fromkeys(str(base / name) for base in self._bases.values()))
 
+    def door(self, name: str) -> list[str]:
+        """Return what to put before a program and its arguments, so that it begins in the attempt's folders."""
+        if self._unified or not self._bases:
+            return []
+        return [_SHELL, "-c", _MOVE, "door", *(f"{path}/tasks" for path in self.paths(name)), "--"]
+
+    async def join(self, paths: Sequence[str], pids: Sequence[int]) -> None:
+        """Move in from outside what could not use the door; seen through even when cancelled, since afterwards a
+        pid may be another's."""
+        if self._unified:
+            await see_through(asyncio.to_thread(_join, paths, pids))
+
     def make(self, name: str, limits: Limits) -> tuple[str, ...]:
         """Make the folders of the attempt `name` and set its bounds. Raises OSError; then call `remove`."""
         paths = self.paths(name)
@@ -83,15 +105,6 @@ class Cgroups:
                 if value is not None and (not _is_optional(file) or (base / name / file).exists()):
                     _put(base / name / file, value)
         return paths
-
-
-def join(paths: Iterable[str], pids: Iterable[int]) -> None:
-    """Move processes in, before they make others; one that has ended meanwhile is left to whoever waits for it."""
-    members = list(pids)
-    for path in paths:
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                _put(f"{path}/cgroup.procs", str(pid))
 
 
 def members(paths: Sequence[str]) -> list[int]:
@@ -144,6 +157,14 @@ async def remove(paths: Sequence[str]) -> None:
             return
         await until(lambda: not members(paths), most_s=0.002)
     log.warning("cgroup_left", paths=left, action="remove it by hand when it is empty")
+
+
+def _join(paths: Iterable[str], pids: Sequence[int]) -> None:
+    """Move processes in; one that has ended meanwhile is left to whoever waits for it."""
+    for path in paths:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                _put(f"{path}/cgroup.procs", str(pid))
 
 
 def _put(path: str | Path, value: str) -> None:

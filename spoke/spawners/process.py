@@ -74,8 +74,9 @@ class Process:
             _refuse_second(folder)
         pid = 0
         try:
-            pid = launch_shim(sandbox, folder)
-            return await self._hold(sandbox, folder, pid)
+            paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
+            pid = launch_shim(sandbox, folder, self._cgroups.door(sandbox.name))
+            return await self._hold(sandbox, folder, pid, paths)
         except BaseException as error:
             await see_through(self._abandon(sandbox, folder, pid))
             if isinstance(error, OSError):  # TimeoutError is one too
@@ -83,9 +84,10 @@ class Process:
                 raise SetupError(f"the process could not be made: {reason}") from error
             raise
 
-    async def _hold(self, sandbox: Sandbox, folder: AttemptFolder, pid: int) -> Handle:
-        paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
-        cgroups.join(paths, (pid,))
+    async def _hold(
+        self, sandbox: Sandbox, folder: AttemptFolder, pid: int, paths: tuple[str, ...]
+    ) -> Handle:
+        await self._cgroups.join(paths, (pid,))
         async with asyncio.timeout(self._patience_s):
             await until(lambda: shim_pid(folder) > 0 or not _runs(pid))
         shim = see(pid)
