@@ -49,7 +49,7 @@ from spoke.spawners.watching import OutputCaps, gone, see_through, until
 
 # A set-up takes 3 ms idle; on a host where it takes this long, something is wrong.
 _SETUP_S: Final = 20.0
-_LOOK_S: Final = 0.005  # at most between two looks at a set-up
+_LOOK_S: Final = 0.001  # between two looks at a set-up, which takes about 4 ms
 # How long after a crash of the daemon the outer one may take to write its first line.
 _FIRST_WORD_S: Final = 2.0
 # After its child was killed the outer one records that and ends, within a millisecond.
@@ -83,13 +83,15 @@ class Bubblewrap:
         if folder.status.exists():
             await self._end_held(sandbox, folder)
             _refuse_second(folder)
-        pid = 0
+        started: list[int] = []
         try:
-            paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
-            pid = self._launch(sandbox, folder)
-            return await self._hold(sandbox, folder, pid, paths)
+            paths = self._cgroups.make(sandbox.name)
+            await self._cgroups.inside(
+                sandbox.name, lambda: started.append(self._launch(sandbox, folder))
+            )
+            return await self._hold(sandbox, folder, started[0], paths)
         except BaseException as error:
-            await see_through(self._abandon(sandbox, folder, pid))
+            await see_through(self._abandon(sandbox, folder, started[0] if started else 0))
             if isinstance(error, OSError):  # TimeoutError is one too
                 reason = str(error) or f"not ready after {self._patience_s:.0f} s"
                 raise SetupError(f"the sandbox could not be made: {reason}") from error
@@ -109,9 +111,8 @@ class Bubblewrap:
             os.lseek(passed, 0, os.SEEK_SET)
             actions = folder.output_actions(sandbox.spec)
             actions += [(os.POSIX_SPAWN_DUP2, file, file) for file in (status, hold, passed)]
-            program = [str(self._host.bwrap), "--args", str(passed), "--", *sandbox.spec.command]
-            arguments = [*self._cgroups.door(sandbox.name), *program]
-            return launch(arguments[0], arguments, {}, actions)
+            arguments = [self._host.bwrap, "--args", str(passed), "--", *sandbox.spec.command]
+            return launch(self._host.bwrap, arguments, {}, actions)
         finally:
             for file in (status, hold, passed):
                 os.close(file)
@@ -128,6 +129,7 @@ class Bubblewrap:
             if outer is None or child is None:
                 raise _setup_error(sandbox, folder, paths)
             await self._cgroups.join(paths, (pid, child.pid))
+            self._cgroups.bound(sandbox.name, sandbox.spec.limits)
             bound((pid, child.pid), sandbox.spec.limits)
             await until(lambda: not has_capabilities(child.pid), most_s=_LOOK_S)
         if not is_alive(child.pid, child.started):

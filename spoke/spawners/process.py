@@ -72,13 +72,15 @@ class Process:
         if folder.status.exists():
             await self._end_held(sandbox, folder)
             _refuse_second(folder)
-        pid = 0
+        started: list[int] = []
         try:
-            paths = self._cgroups.make(sandbox.name, sandbox.spec.limits)
-            pid = launch_shim(sandbox, folder, self._cgroups.door(sandbox.name))
-            return await self._hold(sandbox, folder, pid, paths)
+            paths = self._cgroups.make(sandbox.name)
+            await self._cgroups.inside(
+                sandbox.name, lambda: started.append(launch_shim(sandbox, folder))
+            )
+            return await self._hold(sandbox, folder, started[0], paths)
         except BaseException as error:
-            await see_through(self._abandon(sandbox, folder, pid))
+            await see_through(self._abandon(sandbox, folder, started[0] if started else 0))
             if isinstance(error, OSError):  # TimeoutError is one too
                 reason = str(error) or f"not ready after {self._patience_s:.0f} s"
                 raise SetupError(f"the process could not be made: {reason}") from error
@@ -88,6 +90,7 @@ class Process:
         self, sandbox: Sandbox, folder: AttemptFolder, pid: int, paths: tuple[str, ...]
     ) -> Handle:
         await self._cgroups.join(paths, (pid,))
+        self._cgroups.bound(sandbox.name, sandbox.spec.limits)
         async with asyncio.timeout(self._patience_s):
             await until(lambda: shim_pid(folder) > 0 or not _runs(pid))
         shim = see(pid)

@@ -8,7 +8,6 @@ neither.
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +37,8 @@ echo "exit $?" >&4
 _BLOCK: Final = 512
 
 
-def launch_shim(sandbox: Sandbox, folder: AttemptFolder, door: Sequence[str]) -> int:
-    """Start the shim through the cgroup's door; it will hold. Returns its pid. Raises OSError, and SetupError for a wrong environment."""
+def launch_shim(sandbox: Sandbox, folder: AttemptFolder) -> int:
+    """Start the shim, which will hold, and return its pid. Raises OSError, and SetupError for a wrong environment."""
     folder.make(sandbox.spec)
     work = folder.path / WORK
     work.mkdir(exist_ok=True, mode=0o700)
@@ -53,8 +52,8 @@ def launch_shim(sandbox: Sandbox, folder: AttemptFolder, door: Sequence[str]) ->
             (os.POSIX_SPAWN_DUP2, status, 4),
         ]
         own = [str(work), *_bounds(sandbox.spec.limits)]
-        shim = [_SHELL, "-c", _SCRIPT, "felloe", *own, *sandbox.spec.command]
-        return launch(_SHELL, [*door, *shim], variables, actions)
+        arguments = [_SHELL, "-c", _SCRIPT, "felloe", *own, *sandbox.spec.command]
+        return launch(_SHELL, arguments, variables, actions)
     finally:
         os.close(status)
         os.close(hold)

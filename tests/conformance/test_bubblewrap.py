@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from shared.messages import ExitKind, Network, SandboxKind
-from spoke.spawners import host
+from spoke.spawners import cgroups, host
 from spoke.spawners.arguments import options
 from spoke.spawners.base import MountPoint, SetupError
 from spoke.spawners.bubblewrap import Bubblewrap
@@ -24,6 +24,7 @@ from tests.helpers.sandboxes import (
     alive_with,
     cgroup_folders,
     exits,
+    lasts,
     out,
     remove_cgroups,
     says_so,
@@ -265,3 +266,12 @@ async def test_many_alive_at_once_are_watched_by_one_loop(rig: Rig) -> None:
     for one in held:
         await rig.spawner.clean_up(*one)
     await until(lambda: cgroup_folders() == [])
+
+
+async def test_our_own_threads_come_back_from_where_they_started_it(rig: Rig) -> None:
+    """Under version 1 a thread of ours starts the sandbox from inside its cgroup; it must not be ended or kept there."""
+    sandbox, handle = await rig.start(lasts(30))
+    assert os.getpid() not in cgroups.members(handle.cgroups)
+    threads = [task / "cgroup" for task in Path("/proc/self/task").iterdir()]
+    assert not [thread for thread in threads if sandbox.name in thread.read_text()]
+    await rig.spawner.destroy(sandbox, handle)

@@ -25,7 +25,7 @@ def unified(folder: Path, *delegated: str, enabled: str = "memory pids cpu") -> 
 class Listening(Cgroups):
     """Puts the files that a kernel would have into what is made."""
 
-    def make(self, name: str, limits: Limits) -> tuple[str, ...]:
+    def make(self, name: str) -> tuple[str, ...]:
         for path in self.paths(name):
             Path(path).mkdir()
             for file in (
@@ -36,7 +36,7 @@ class Listening(Cgroups):
                 "cpu.max",
             ):
                 Path(path, file).touch()
-        return super().make(name, limits)
+        return super().make(name)
 
 
 def frozen_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_subtree_into_which_nothing_can_be_moved_gives_nothing(
 def test_a_host_without_cgroups_gives_none(tmp_path: Path) -> None:
     found = Cgroups.find(is_root=False, mount=tmp_path, own="")
     assert (found.controllers, found.paths("a-1-1")) == (frozenset(), ())
-    assert found.make("a-1-1", LIMITS) == ()
+    assert found.make("a-1-1") == ()
 
 
 def test_a_folder_that_is_no_hierarchy_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -104,7 +104,8 @@ def test_a_folder_that_is_no_hierarchy_is_not_taken_for_one(tmp_path: Path) -> N
 
 def test_the_bounds_of_version_2(tmp_path: Path) -> None:
     groups = Listening(dict.fromkeys(("memory", "pids", "cpu"), tmp_path), unified=True)
-    (path,) = groups.make("a-1-1", LIMITS)
+    (path,) = groups.make("a-1-1")
+    groups.bound("a-1-1", LIMITS)
     found = {file.name: file.read_text() for file in Path(path).iterdir()}
     assert found == {
         "memory.max": "4096",
@@ -117,7 +118,8 @@ def test_the_bounds_of_version_2(tmp_path: Path) -> None:
 
 def test_more_cpu_than_there_is_is_no_bound(tmp_path: Path) -> None:
     groups = Listening({"cpu": tmp_path}, unified=True)
-    (path,) = groups.make("a-1-1", Limits(cpu_milli=2**53 - 1))
+    (path,) = groups.make("a-1-1")
+    groups.bound("a-1-1", Limits(cpu_milli=2**53 - 1))
     assert Path(path, "cpu.max").read_text() == "max 100000"
 
 
