@@ -142,7 +142,8 @@ async def test_a_full_disk_is_everybodys_and_passes(tmp_path: Path):
         assert {type(result) for result in results} <= {str, UnavailableError}
         refused = [n for n, result in enumerate(results) if isinstance(result, UnavailableError)]
         assert refused
-        assert "full" in it.writer.failure
+        # The next group has a new connection, without this bound, so the writer itself may be well again.
+        assert all("full" in str(results[n]) for n in refused)
         kept = [f"lost {n}" for n in range(20) if n not in refused]
         assert [kind for (kind,) in it.rows(KINDS)] == ["before", *kept]
         assert await it.writer.run(note("after")) == "after"
