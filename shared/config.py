@@ -29,6 +29,9 @@ def load(kind: type[T], prefix: str, file: Path | None, environ: Mapping[str, st
                 values.setdefault(group.encode_name, {})[field.encode_name] = _parse(
                     text, field.type
                 )
+    missing = _missing(kind, prefix, values)
+    if missing:
+        raise ConfigError(f"missing required field: {'; '.join(missing)}")
     try:
         return msgspec.convert(values, kind, strict=False, dec_hook=_to_path)
     except msgspec.ValidationError as error:
@@ -59,6 +62,17 @@ def _check_names(kind: type[msgspec.Struct], values: dict[str, Any], file: Path 
         if unknown:
             has = ", ".join(sorted(known))
             raise ConfigError(f"{file}: [{group}] has no {unknown}; it has {has}")
+
+
+def _missing(kind: type[msgspec.Struct], prefix: str, values: dict[str, Any]) -> list[str]:
+    """Return every required field that no source gave, and how to give it."""
+    return [
+        f"[{group.encode_name}] {field.encode_name} (or {name}, or {name}_FILE)"
+        for group in msgspec.structs.fields(kind)
+        for field in msgspec.structs.fields(group.type)
+        if field.required and field.encode_name not in values.get(group.encode_name, {})
+        for name in [f"{prefix}_{group.encode_name}_{field.encode_name}".upper()]
+    ]
 
 
 def _from_environment(name: str, environ: Mapping[str, str]) -> str | None:

@@ -292,10 +292,18 @@ class Daemon:
             self.loop.wake()
             outbox.wake()
 
+        def accepted() -> None:
+            self.loop.wake()
+            if self.loop.has_room:
+                outbox.wake_soon()
+            else:
+                outbox.wake()
+
         handlers = Handlers(
             kill=self.loop.kill,
             ask=channel.ask,
             tail=channel.tail,
+            accepted=accepted,
             wake=wake,
             pulse=pulse,
             standing=self.standing,

@@ -6,6 +6,7 @@ from pathlib import Path
 import rich_click as click
 
 from hub.cli import agents, fleet
+from hub.cli.session import show_line
 from hub.cli.spawn import spawn
 from shared.errors import FelloeError
 
@@ -32,11 +33,12 @@ def felloe(hub: str | None) -> None:
 @felloe.command()
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option("--llm", is_flag=True, help="Also run a small language model in a sandbox.")
-def demo(keep: bool, llm: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON at the end.")
+def demo(keep: bool, llm: bool, as_json: bool) -> None:
     """Run the main job on an embedded stack and show it as it happens."""
     from hub.dev import demo as embedded  # noqa: PLC0415 - starts a world of its own
 
-    sys.exit(embedded.main(keep=keep, llm=llm))
+    sys.exit(embedded.main(keep=keep, llm=llm, as_json=as_json))
 
 
 @felloe.command()
@@ -45,19 +47,23 @@ def demo(keep: bool, llm: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where it keeps itself (.felloe).",
 )
-def up(folder: Path | None) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print where it is as JSON, once it is ready."
+)
+def up(folder: Path | None, as_json: bool) -> None:
     """Keep an embedded stack up, until Ctrl-C: a hub and two spokes on this machine."""
     from hub.dev import up as embedded  # noqa: PLC0415
 
-    sys.exit(embedded.main(folder))
+    sys.exit(embedded.main(folder, as_json=as_json))
 
 
 @felloe.command()
-def version() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def version(as_json: bool) -> None:
     """Print the version."""
     from hub.schemas import VERSION  # noqa: PLC0415
 
-    click.echo(VERSION)
+    show_line(VERSION, {"version": VERSION}, as_json=as_json)
 
 
 @felloe.command()

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import rich_click as click
 
+from hub.cli.session import show_line
 from shared.errors import FelloeError
 
 _FAILED = 125
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,8 +26,9 @@ def hub() -> None:
 @hub.command()
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file of settings.",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="FELLOE_HUB_CONFIG",
+    help="TOML file with the settings.",
 )
 def serve(config: Path | None) -> None:
     """Run the hub until SIGTERM or SIGINT; a second one ends it at once."""
@@ -45,11 +49,15 @@ def db() -> None:
 
 @db.command()
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
-def upgrade(path: Path) -> None:
+@_json
+def upgrade(path: Path, as_json: bool) -> None:
     """Bring the database at PATH up to this version; `serve` does it by itself."""
     from hub.store import migrate  # noqa: PLC0415
+    from shared.telemetry import set_up_logs  # noqa: PLC0415
 
-    click.echo(f"{path} is at {migrate.upgrade(path)}")
+    set_up_logs(as_json=False)
+    version = migrate.upgrade(path)
+    show_line(f"{path} is at {version}", {"file": str(path), "version": version}, as_json=as_json)
 
 
 @hub.group()
@@ -60,20 +68,23 @@ def keys() -> None:
 @keys.command()
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--purpose", type=click.Choice(["hub", "spoke"]), default="hub", show_default=True)
-def new(path: Path, purpose: str) -> None:
+@_json
+def new(path: Path, purpose: str, as_json: bool) -> None:
     """Make a key pair: PATH, for its owner alone, and PATH.pub to hand on. Nothing is overwritten."""
     from shared.keys import key_id, new_key_pair  # noqa: PLC0415
 
-    public = new_key_pair(path, purpose)
-    click.echo(f"{path} and {path}.pub: {purpose} key {key_id(public)}")
+    found = key_id(new_key_pair(path, purpose))
+    made = {"private": str(path), "public": f"{path}.pub", "purpose": purpose, "key_id": found}
+    show_line(f"{path} and {path}.pub: {purpose} key {found}", made, as_json=as_json)
 
 
 @hub.command()
-def version() -> None:
+@_json
+def version(as_json: bool) -> None:
     """Print the version."""
     from hub.schemas import VERSION  # noqa: PLC0415
 
-    click.echo(VERSION)
+    show_line(VERSION, {"version": VERSION}, as_json=as_json)
 
 
 def main() -> None:

@@ -24,9 +24,13 @@ async def spokes(hub: "Client", *, as_json: bool) -> None:
     show((await hub.spokes()).spokes, as_json, tables.spokes)
 
 
-@click.group("types")
-def types() -> None:
-    """Agent types: what to start, within which limits, with which defaults."""
+@click.group("types", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def types(context: click.Context, as_json: bool) -> None:
+    """Agent types: what to start, within which limits, with which defaults; alone it lists them."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_types, as_json=as_json)
 
 
 @types.command("list")
@@ -109,9 +113,13 @@ async def resume(hub: "Client", *, spoke: str | None, as_json: bool) -> None:
     show(await hub.resume(spoke), as_json, tables.queues)
 
 
-@click.group("dead-letters")
-def dead_letters() -> None:
-    """Agents whose attempts are used up: look, send back, let go."""
+@click.group("dead-letters", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def dead_letters(context: click.Context, as_json: bool) -> None:
+    """Agents whose attempts are used up: look, send back, let go; alone it lists them."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_dead_letters, as_json=as_json)
 
 
 @dead_letters.command("list")

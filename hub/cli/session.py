@@ -69,6 +69,14 @@ def show(view: Any, as_json: bool, render: "Callable[[Any], RenderableType]") ->
     Console(width=None if sys.stdout.isatty() else _WIDE).print(render(view))
 
 
+def show_line(line: str, view: Any, *, as_json: bool) -> None:
+    """Print a result that is one line for people."""
+    if as_json:
+        show_json(view)
+    else:
+        click.echo(line)
+
+
 def show_json(view: Any) -> None:
     """Print one line of JSON."""
     import msgspec  # noqa: PLC0415

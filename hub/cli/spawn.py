@@ -83,6 +83,11 @@ class Duration(click.ParamType[float]):
     help="Expire if not started by this time, or after this long.",
 )
 @click.option("--hold", is_flag=True, help="Wait for `felloe release`.")
+@click.option("--after", metavar="ID", multiple=True, help="Not supported yet: refused.")
+@click.option("--on-lost", type=click.Choice(["wait", "rerun"]), help="So far only wait.")
+@click.option(
+    "--on-partition", type=click.Choice(["continue", "stop"]), help="So far only continue."
+)
 @click.option("--cpu", type=float, help="Cores.")
 @click.option("--memory", type=Size(), help="Like 512M.")
 @click.option("--pids", type=int, help="Processes and threads.")
@@ -173,6 +178,9 @@ def _body(given: dict[str, Any]) -> dict[str, Any]:
         "mounts": list(given["mount"]),
         "stderr": given["stderr"],
         "hold": given["hold"],
+        "after": list(given["after"]),
+        "on_lost": given["on_lost"],
+        "on_partition": given["on_partition"],
     }
     return {name: value for name, value in body.items() if value is not None}
 

@@ -1,7 +1,7 @@
 """What people see: tables and lines made of views. Nothing here talks to anybody."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -73,7 +73,9 @@ def agent(view: AgentView) -> RenderableType:
         ("retry at", view.retry_at or "-"),
         ("deadline", view.deadline or "-"),
         ("exit", _exit(view)),
-        ("kill", _kill(view)),
+        ("kill requested", _kill_time(view, "requested_at")),
+        ("kill accepted", _kill_time(view, "accepted_at")),
+        ("kill confirmed", _kill_time(view, "confirmed_at")),
         ("dead letter", "yes" if view.dead_letter else "no"),
     ]
     return _lines(lines)
@@ -220,6 +222,12 @@ def _kill(view: AgentView) -> str:
         if kill.accepted_at is not None
         else f"requested {kill.requested_at}"
     )
+
+
+def _kill_time(
+    view: AgentView, which: Literal["requested_at", "accepted_at", "confirmed_at"]
+) -> str:
+    return _or_dash(None if view.kill is None else getattr(view.kill, which))
 
 
 def _pairs(values: dict[str, str]) -> str:

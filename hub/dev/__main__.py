@@ -13,11 +13,11 @@ def main(argv: list[str]) -> int:
         case "demo":
             from hub.dev import demo  # noqa: PLC0415
 
-            return demo.main(keep=chosen.keep, llm=chosen.llm)
+            return demo.main(keep=chosen.keep, llm=chosen.llm, as_json=chosen.as_json)
         case "up":
             from hub.dev import up  # noqa: PLC0415
 
-            return up.main(chosen.folder)
+            return up.main(chosen.folder, as_json=chosen.as_json)
         case _:
             from hub.dev import bench  # noqa: PLC0415
 
@@ -36,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--folder", type=Path, default=Path(".felloe"), help="where it keeps itself (.felloe)"
     )
+    for verb in (demo, up):
+        verb.add_argument(
+            "--json", dest="as_json", action="store_true", help="one JSON line on stdout"
+        )
     bench = verbs.add_parser("bench", help="measure; one JSON line per figure")
     bench.add_argument("figures", nargs="*", help="which; all if none is named")
     bench.add_argument("--json-only", action="store_true", help="no progress lines on stderr")

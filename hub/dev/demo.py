@@ -26,14 +26,14 @@ _STEP_S: Final = 60.0
 Step = Callable[[Demo], Awaitable[str]]
 
 
-def main(*, keep: bool = False, llm: bool = False) -> int:
+def main(*, keep: bool = False, llm: bool = False, as_json: bool = False) -> int:
     """Run the demo in the foreground: what `./dev demo` and `felloe demo` call."""
-    return in_foreground(run(keep=keep, llm=llm))
+    return in_foreground(run(keep=keep, llm=llm, as_json=as_json))
 
 
-async def run(*, keep: bool, llm: bool) -> int:
+async def run(*, keep: bool, llm: bool, as_json: bool) -> int:
     """Run the demo, and return the exit status: 0 only if every step did what it must."""
-    show = Show()
+    show = Show(as_json=as_json)
     show.heading(0, "One hub, two sites, all on this machine")
     show.say(
         "starting nats-server, a valkey-server for each site, the hub, and the spokes zurich and geneva …"

@@ -24,13 +24,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Show:
-    """Prints as it happens. `Outcome`s come from the steps."""
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How the whole went: what `--json` prints."""
 
-    def __init__(self) -> None:
-        terminal = sys.stdout.isatty()
-        width = None if terminal or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
-        self._console = Console(highlight=False, width=width)
+    ok: bool
+    steps: list[Outcome]
+    lacks: list[str]
+
+
+class Show:
+    """Prints as it happens. `Outcome`s come from the steps. With `as_json` stdout has the result and nothing else."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        out = sys.stderr if as_json else sys.stdout
+        width = None if out.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+        self._console = Console(file=out, highlight=False, width=width)
+        self._as_json = as_json
         self._colours: dict[str, str] = {}
 
     def heading(self, n: int, title: str) -> None:
@@ -69,3 +78,7 @@ class Show:
             )
             for control in lacks:
                 self._console.print(f"   - {escape(control)}")
+        if self._as_json:
+            ok = all(outcome.ok for outcome in outcomes)
+            result = Result(ok=ok, steps=outcomes, lacks=lacks)
+            print(msgspec.json.encode(result).decode(), flush=True)

@@ -50,7 +50,8 @@ def show(found: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
-    table = Table("check", "", "what was seen")
+    table = Table("check", "")
+    table.add_column("what was seen", overflow="fold")
     for finding in found:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         table.add_row(finding.check, mark, "\n".join((finding.detail, *finding.lacks)))

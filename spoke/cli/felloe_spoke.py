@@ -29,6 +29,7 @@ _config = click.option(
     envvar="FELLOE_SPOKE_CONFIG",
     help="TOML file with the settings.",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,7 +51,7 @@ def run(file: Path | None) -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_json
 def doctor(file: Path | None, *, as_json: bool) -> None:
     """Say what this host can enforce, and whether keys, queue and NATS can be reached."""
     import asyncio
@@ -65,7 +66,7 @@ def doctor(file: Path | None, *, as_json: bool) -> None:
 
 @main.command()
 @_config
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_json
 def destroy(file: Path | None, *, as_json: bool) -> None:
     """End every live sandbox of the state folder. The daemon must not be running."""
     from spoke.cli.destroy import destroy_sandboxes
@@ -82,11 +83,17 @@ def destroy(file: Path | None, *, as_json: bool) -> None:
 
 
 @main.command()
-def version() -> None:
+@_json
+def version(*, as_json: bool) -> None:
     """Print the version."""
     from spoke.daemon import own_version
 
-    print(own_version())
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode({"version": own_version()}).decode())
+    else:
+        print(own_version())
 
 
 def _settings(file: Path | None) -> "SpokeSettings":

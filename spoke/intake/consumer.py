@@ -21,6 +21,7 @@ from spoke.core.gate import judge
 from spoke.core.policy import Policy
 from spoke.core.standing import Standing
 from spoke.intake.handlers import Handlers
+from spoke.queue.entries import VerdictKind
 from spoke.queue.queue import Queue
 from spoke.report.outbox import Outbox
 
@@ -128,7 +129,10 @@ class Consumer:
         )
         for trusted, verdict in zip(items, verdicts, strict=True):
             self._handlers.apply(trusted.item, verdict)
-        self._handlers.wake()
+        only_more = all(verdict.kind is VerdictKind.ACCEPTED for verdict in verdicts) and all(
+            isinstance(each.item, Spawn) for each in items
+        )
+        (self._handlers.accepted if only_more else self._handlers.wake)()
 
     def _refused(self, items: list[TrustedItem[Command]]) -> dict[str, tuple[Refusal, str]]:
         spawns = (each.item for each in items if isinstance(each.item, Spawn))

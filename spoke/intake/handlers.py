@@ -35,14 +35,17 @@ class Handlers:
         kill: Callable[[Kill], None],
         ask: Callable[[Status], None],
         tail: Callable[[Tail], None],
+        accepted: Callable[[], None],
         wake: Callable[[], None],
         pulse: Pulse,
         standing: Standing,
     ) -> None:
-        """`kill` ends what is alive, `ask` and `tail` answer readers; `wake` is told of new entries and events."""
+        """`kill` ends what is alive, `ask` and `tail` answer readers; `accepted` is told that there is only more to
+        start, `wake` of any other entries and events."""
         self._kill = kill
         self._ask = ask
         self._tail = tail
+        self.accepted = accepted
         self.wake = wake
         self._pulse = pulse
         self._standing = standing

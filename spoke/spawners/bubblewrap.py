@@ -122,16 +122,15 @@ class Bubblewrap:
     ) -> Handle:
         """Wait for the namespaces, bound them, and wait until the agent is held."""
         async with asyncio.timeout(self._patience_s):
+            self._cgroups.bound(sandbox.name, sandbox.spec.limits)
             outer = see(pid)
-            await until(lambda: has_child(folder.status) or not _runs(pid), most_s=_LOOK_S)
+            await until(lambda: _is_ready(folder) or not _runs(pid), most_s=_LOOK_S)
             status = read_status(folder.status)
             child = see(status.child_pid) if status.child_pid else None
             if outer is None or child is None:
                 raise _setup_error(sandbox, folder, paths)
             await self._cgroups.join(paths, (pid, child.pid))
-            self._cgroups.bound(sandbox.name, sandbox.spec.limits)
             bound((pid, child.pid), sandbox.spec.limits)
-            await until(lambda: not has_capabilities(child.pid), most_s=_LOOK_S)
         if not is_alive(child.pid, child.started):
             raise _setup_error(sandbox, folder, paths)
         return Handle(
@@ -242,6 +241,12 @@ async def _held(folder: AttemptFolder) -> list[Seen]:
         return [seen for pid in holders(folder.hold, "bwrap") if (seen := see(pid))]
     outer = see(child.session)
     return [seen for seen in (child, outer) if seen]
+
+
+def _is_ready(folder: AttemptFolder) -> bool:
+    """Tell whether the set-up is complete: the child has given up its last capability."""
+    child = read_status(folder.status).child_pid
+    return child > 0 and not has_capabilities(child)
 
 
 def _runs(pid: int) -> bool:

@@ -75,6 +75,11 @@ class Loop:
         sandboxes = (supervisor.sandbox for supervisor in self._live.values())
         return frozenset(Key(s.agent, s.gen, s.attempt) for s in sandboxes)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what comes now would be leased at once, as far as slots go."""
+        return self._open.is_set() and self._busy < self._slots
+
     def wake(self) -> None:
         """There may be something to lease."""
         self._wake.set()

@@ -29,9 +29,11 @@ from shared.errors import (
     UnavailableError,
 )
 from shared.lifecycle import State
-from shared.messages import ExitKind, SandboxKind
+from shared.messages import ExitKind, OnLost, OnPartition, SandboxKind
+from spoke.cli.felloe_spoke import main as spoke
 
 ROOT = Path(__file__).parents[2]
+AGENT = "01a20287-f0d6-7000-9bd9-1814fe3c805c"
 
 
 def ended(state: State, kind: ExitKind | None = None, **exit_: Any) -> AgentView:
@@ -41,7 +43,7 @@ def ended(state: State, kind: ExitKind | None = None, **exit_: Any) -> AgentView
             kind=kind, **{"code": None, "signal": None, "detail": "", "output_bytes": 0, **exit_}
         )
     return AgentView(
-        id="01a20287-f0d6-7000-9bd9-1814fe3c805c", tenant="default", type="", command=["a"], state=state, reason="why",
+        id=AGENT, tenant="default", type="", command=["a"], state=state, reason="why",
         position=None, generation=1, attempt=1, priority=PriorityView(level=5, name="normal"), spoke="zurich",
         selector={}, labels={}, sandbox=SandboxKind.BUBBLEWRAP, created_at="2026-11-22T09:00:00.000Z",
         updated_at="2026-11-22T09:00:00.000Z", observed_at=None, stale=False, start_at=None, deadline=None,
@@ -79,7 +81,7 @@ def test_every_option_finds_its_field(tmp_path: Path) -> None:
         "-p", "high", "--spoke", "zurich", "--selector", "gpu=1", "-e", "A=b=c", "--input-file", str(file), "--timeout",
         "5m", "--grace", "500ms", "--max-retries", "0", "--delay", "1.5h", "--hold", "--cpu", "0.5", "--memory", "512M",
         "--pids", "9", "--disk", "1g", "--output", "64k", "--sandbox", "process", "--network", "host", "--mount", "src",
-        "--stderr", "separate", "--", "x",
+        "--stderr", "separate", "--on-lost", "rerun", "--on-partition", "stop", "--after", AGENT, "--", "x",
     )  # fmt: skip
 
     assert (request.priority, request.spoke, request.selector) == ("high", "zurich", {"gpu": "1"})
@@ -90,6 +92,11 @@ def test_every_option_finds_its_field(tmp_path: Path) -> None:
     assert request.resources.memory_bytes == 512 * 1024**2
     assert (request.resources.disk_bytes, request.resources.output_bytes) == (1024**3, 65_536)
     assert (request.resources.pids, request.mounts) == (9, ["src"])
+    assert (request.after, request.on_lost, request.on_partition) == (
+        [AGENT],
+        OnLost.RERUN,
+        OnPartition.STOP,
+    )
 
 
 def test_what_is_not_given_is_left_to_the_type_and_the_hub() -> None:
@@ -301,7 +308,7 @@ def test_a_refusal_is_126_and_a_failure_of_felloe_125(error: FelloeError, status
 # --- the programs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [felloe, hub])
+@pytest.mark.parametrize("program", [felloe, hub, spoke])
 def test_every_command_says_what_it_does(program: click.Group) -> None:
     def walk(group: click.Group, path: list[str]) -> None:
         for name, command in group.commands.items():
@@ -314,16 +321,17 @@ def test_every_command_says_what_it_does(program: click.Group) -> None:
     walk(program, [])
 
 
-def test_every_command_that_asks_the_hub_can_print_json() -> None:
+def test_every_command_can_print_json() -> None:
     def asking(group: click.Group) -> list[click.Command]:
         found: list[click.Command] = []
         for command in group.commands.values():
             found += asking(command) if isinstance(command, click.Group) else [command]
         return found
 
-    local = {"demo", "up", "version", "completion"}
-    for command in asking(felloe):
-        assert command.name in local or any(p.name == "as_json" for p in command.params), (
+    # A daemon has logs, and what the shell evaluates is for the shell.
+    without = {"serve", "run", "completion"}
+    for command in (*asking(felloe), *asking(hub), *asking(spoke)):
+        assert command.name in without or any(p.name == "as_json" for p in command.params), (
             command.name
         )
 
@@ -334,6 +342,9 @@ def test_the_version_is_the_one_of_the_distribution() -> None:
     assert project["version"] == VERSION
     assert CliRunner().invoke(felloe, ["version"]).output == f"{VERSION}\n"
     assert CliRunner().invoke(hub, ["version"]).output == f"{VERSION}\n"
+    for program in (felloe, hub):
+        said = CliRunner().invoke(program, ["version", "--json"]).output
+        assert msgspec.json.decode(said) == {"version": VERSION}
 
 
 def test_help_imports_nothing_that_it_does_not_need() -> None:
@@ -374,6 +385,8 @@ def test_keys_are_made_once_and_never_overwritten(tmp_path: Path) -> None:
 
     assert made.exit_code == 0
     assert path.stat().st_mode & 0o777 == 0o600
+    told = CliRunner().invoke(hub, ["keys", "new", str(tmp_path / "other"), "--json"])
+    assert msgspec.json.decode(told.stdout)["public"] == str(tmp_path / "other.pub")
     assert isinstance(again.exception, ConfigError)
 
 
@@ -398,3 +411,25 @@ def test_an_unconfirmed_kill_is_told_where_the_reason_stands() -> None:
     with console.capture() as captured:
         console.print(tables.agents([msgspec.structs.replace(ended(State.RUNNING), kill=kill)]))
     assert "requested 2026-11-22" in captured.get()
+
+
+def test_show_has_the_three_times_of_a_kill() -> None:
+    from rich.console import Console
+
+    times = [f"2026-11-22T09:00:0{n}.000Z" for n in range(3)]
+    kill = KillView(requested_at=times[0], accepted_at=times[1], confirmed_at=times[2])
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(tables.agent(msgspec.structs.replace(ended(State.KILLED), kill=kill)))
+    assert all(time in captured.get() for time in times)
+
+
+def test_upgrading_a_database_prints_json_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    # As a process: it sets up the logs of its process for good.
+    told = subprocess.run(
+        [sys.executable, "-c", "from hub.cli.felloe_hub import main; main()", "db", "upgrade", str(path), "--json"],
+        capture_output=True, cwd=ROOT, timeout=30, check=True,
+    )  # fmt: skip
+
+    assert msgspec.json.decode(told.stdout)["file"] == str(path)

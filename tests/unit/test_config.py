@@ -184,3 +184,12 @@ def test_a_hub_and_a_spoke_need_only_what_has_no_sensible_default():
     for kind, prefix in ((HubSettings, "FELLOE_HUB"), (SpokeSettings, "FELLOE_SPOKE")):
         with pytest.raises(ConfigError, match="missing required field"):
             load(kind, prefix, None, {})
+
+
+def test_all_that_is_missing_is_said_at_once_and_how_to_give_it():
+    with pytest.raises(ConfigError) as caught:
+        load(HubSettings, "FELLOE_HUB", None, {"FELLOE_HUB_HTTP_TOKEN": "t" * 16})
+    said = str(caught.value)
+    assert "[keys] hub (or FELLOE_HUB_KEYS_HUB, or FELLOE_HUB_KEYS_HUB_FILE)" in said
+    assert "[database] file" in said
+    assert "HTTP_TOKEN" not in said
