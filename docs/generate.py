@@ -219,7 +219,8 @@ def _edge(start: str, end: str, fact: Fact) -> str:
 def settings() -> str:
     return page(
         "Settings",
-        "Defaults < TOML file < environment < `*_FILE`. A field `port` in the group `http` of the hub is `port` under "
+        "Defaults < TOML file < environment < `*_FILE`. `--config` names the TOML file, or `FELLOE_HUB_CONFIG` and "
+        "`FELLOE_SPOKE_CONFIG` do. A field `port` in the group `http` of the hub is `port` under "
         "`[http]` in the TOML file, `FELLOE_HUB_HTTP_PORT` in the environment, and `FELLOE_HUB_HTTP_PORT_FILE` names a "
         "file that holds it. Give secrets by such a file: nothing secret needs to be in the environment or in "
         "arguments. Lists and tables in the environment are JSON. `*_s` is in seconds, `*_bytes` in bytes. An unknown "

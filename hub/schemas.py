@@ -151,12 +151,6 @@ class KillRequest(Request, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(max_length=256)] = ""
 
 
-class ReasonRequest(Request, frozen=True, kw_only=True):
-    """Why an operator does this: kept in the audit."""
-
-    reason: Annotated[str, Meta(max_length=256)] = ""
-
-
 class DeadLettersRequest(Request, frozen=True, kw_only=True):
     """Which dead letters: these ids, or all that match (`all: true`), at most 1,000 in one call."""
 

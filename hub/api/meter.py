@@ -36,10 +36,10 @@ class Meter:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("path_template") or _NO_ROUTE)
-        key = (str(scope.get("method")), route, status)
+        method = _NO_ROUTE if route == _NO_ROUTE else str(scope.get("method"))
+        key = (method, route, status)
         children = self._children.get(key)
         if children is None:
-            method = key[0] if route != _NO_ROUTE else _NO_ROUTE
             children = self._children[key] = (
                 self._metrics.requests.labels(method, route, str(status)),
                 self._metrics.request_seconds.labels(method, route),

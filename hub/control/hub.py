@@ -269,6 +269,7 @@ class Hub:
             raise UnavailableError("NATS is away")
         for envelope in sealed.envelopes:
             await self._bus.publish(subjects.commands(spoke), envelope)
+        self.metrics.envelopes_sent.inc(len(sealed.envelopes))
         if sealed.wait_ms == 0:
             self._dispatchers.wake(spoke)
 

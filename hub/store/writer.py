@@ -120,7 +120,8 @@ class Writer:
 
     def _deliver(self, group: Sequence[_Waiting]) -> None:
         self._count -= len(group)
-        for waiting in group:
+        # The last one first: what use cases led to goes on its way before the answers to their callers are rendered.
+        for waiting in reversed(group):
             if waiting.future.done():
                 continue
             if waiting.error is not None:

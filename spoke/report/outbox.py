@@ -105,11 +105,16 @@ class Outbox:
         await self._quiet.wait()
 
     async def acknowledge(self, evt_ack: int) -> None:
-        """Take the hub's cumulative acknowledgement; of no effect if it is known. Raises UnavailableError."""
-        evt_ack = min(evt_ack, self._queue.head_seq)
-        if evt_ack > self._acknowledged:
+        """Take the hub's cumulative acknowledgement; of no effect if it is known. Raises UnavailableError.
+
+        Of no effect either is one of events that were never said (the hello settles that): cut to what there is, it
+        would drop events that the hub has not.
+        """
+        incarnation = self._standing.incarnation
+        if self._acknowledged < evt_ack <= self._queue.head_seq:
             await self._queue.acknowledge(evt_ack, self._now())
-            self._acknowledged = max(self._acknowledged, evt_ack)
+            if self._standing.incarnation == incarnation:  # else it began at 0 again meanwhile
+                self._acknowledged = max(self._acknowledged, evt_ack)
 
     async def run(self) -> None:
         """Say hello and send events, for ever. Ends by cancellation or FencedError."""

@@ -83,15 +83,13 @@ class Bubblewrap:
         if folder.status.exists():
             await self._end_held(sandbox, folder)
             _refuse_second(folder)
-        started: list[int] = []
+        pid = 0
         try:
             paths = self._cgroups.make(sandbox.name)
-            await self._cgroups.inside(
-                sandbox.name, lambda: started.append(self._launch(sandbox, folder))
-            )
-            return await self._hold(sandbox, folder, started[0], paths)
+            pid = self._cgroups.inside(sandbox.name, lambda: self._launch(sandbox, folder))
+            return await self._hold(sandbox, folder, pid, paths)
         except BaseException as error:
-            await see_through(self._abandon(sandbox, folder, started[0] if started else 0))
+            await see_through(self._abandon(sandbox, folder, pid))
             if isinstance(error, OSError):  # TimeoutError is one too
                 reason = str(error) or f"not ready after {self._patience_s:.0f} s"
                 raise SetupError(f"the sandbox could not be made: {reason}") from error

@@ -13,8 +13,9 @@ What a host does not give is missing from `controllers`, and the drivers declare
 
 To move another process, the kernel first waits until every CPU has noticed (an RCU grace period): measured 6-24 ms
 after a pause. A thread that moves itself, by writing 0 to `tasks`, needs no such wait, and what it starts begins where
-it is. So under version 1 a thread of ours goes into the attempt's folders, starts the sandbox there, and comes back:
-0.3 ms. Version 2 keeps a process's threads together; there the sandbox is moved from outside, on a thread.
+it is. So under version 1 the daemon's own thread goes into the attempt's folders, starts the sandbox there, and comes
+back: 0.3 ms. Version 2 keeps a process's threads together; there the sandbox is moved from outside, on a thread. So it is
+where the daemon's own folders are not to be seen (a container without a cgroup namespace): no thread could come back.
 """
 
 import asyncio
@@ -22,7 +23,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -42,16 +42,16 @@ _MOST_PIDS: Final = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 # The sandbox's own processes, which the agent did not ask for: the outer and the inner bubblewrap, or the shim.
 _OWN_PIDS: Final = 2
 
-# The threads that go into attempts' folders; nothing else runs on them.
-_movers: Final = ThreadPoolExecutor(2, thread_name_prefix="cgroups")
-
 
 class Cgroups:
     """The folders under which attempts get theirs: one per controller (version 1), or one for all (version 2)."""
 
-    def __init__(self, bases: Mapping[str, Path], *, unified: bool, mount: Path = MOUNT) -> None:
+    def __init__(
+        self, bases: Mapping[str, Path], *, unified: bool, homes: Mapping[str, Path] | None = None
+    ) -> None:
+        """`homes` are the files that bring a thread back to where the daemon lives; without, none goes in."""
         self._bases = dict(bases)
-        self._mount = mount
+        self._homes = dict(homes or {})
         self._unified = unified
 
     @classmethod
@@ -73,7 +73,9 @@ class Cgroups:
             return cls(dict.fromkeys(usable, base), unified=True)
         bases = {c: mount / c / ("" if is_root else places.get(c, "")) / name for c in CONTROLLERS}
         usable_bases = {c: base for c, base in bases.items() if _is_usable(base, c)}
-        return cls(usable_bases, unified=False, mount=mount)
+        homes = {c: mount / c / places.get(c, "") / "tasks" for c in usable_bases}
+        can_come_back = all(os.access(home, os.W_OK) for home in homes.values())
+        return cls(usable_bases, unified=False, homes=homes if can_come_back else None)
 
     @property
     def controllers(self) -> frozenset[str]:
@@ -84,32 +86,19 @@ class Cgroups:
         """Return the folders of the attempt `name`, whether or not they are there."""
         return tuple(dict.fromkeys(str(base / name) for base in self._bases.values()))
 
-    async def inside(self, name: str, start: Callable[[], None]) -> None:
+    def inside(self, name: str, start: Callable[[], int]) -> int:
         """Call `start` so that the process it starts begins in the attempt's folders, where this host can do that;
-        else `join` moves it. Seen through even when cancelled. Raises OSError, and what `start` raises."""
-        if self._unified or not self._bases:
-            start()
-        else:
-            loop = asyncio.get_running_loop()
-            await see_through(_awaited(loop.run_in_executor(_movers, self._visit, name, start)))
+        else `join` moves it. Returns its pid. Raises OSError, and what `start` raises."""
+        with contextlib.ExitStack() as way_back:  # from each folder, whatever happens in another
+            for controller, home in self._homes.items():
+                way_back.callback(_put, home, "0")
+                _put(self._bases[controller] / name / "tasks", "0")
+            return start()
 
     async def join(self, paths: Sequence[str], pids: Sequence[int]) -> None:
         """Move in what could not begin inside; seen through even when cancelled, since a pid may be another's later."""
-        if self._unified:
+        if self._bases and not self._homes:
             await see_through(asyncio.to_thread(_join, paths, pids))
-
-    def _visit(self, name: str, start: Callable[[], None]) -> None:
-        """On a thread of `_movers`: go in, start, and come back to wherever that thread was."""
-        places = _own_places(Path("/proc/thread-self/cgroup").read_text())
-        moved: list[Path] = []
-        try:
-            for controller, base in self._bases.items():
-                _put(base / name / "tasks", "0")
-                moved.append(self._mount / controller / places[controller] / "tasks")
-            start()
-        finally:
-            for home in moved:
-                _put(home, "0")
 
     def make(self, name: str) -> tuple[str, ...]:
         """Make the folders of the attempt `name`, without bounds yet. Raises OSError; then call `remove`."""
@@ -140,12 +129,10 @@ def members(paths: Sequence[str]) -> list[int]:
     return list(found)
 
 
-def kill(paths: Sequence[str], spare: Sequence[int] = ()) -> None:
-    """Send SIGKILL to everyone in it, but not to `spare`. Membership is the proof, so pids need no other match."""
+def kill(paths: Sequence[str]) -> None:
+    """Send SIGKILL to everyone in it. Membership is the proof, so pids need no other match."""
     for pid in members(paths):
-        if (
-            pid not in spare and pid != os.getpid()
-        ):  # ourselves: a thread that is just starting somebody
+        if pid != os.getpid():  # ourselves: a thread that is just starting somebody
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -183,10 +170,6 @@ async def remove(paths: Sequence[str]) -> None:
             return
         await until(lambda: not members(paths), most_s=0.002)
     log.warning("cgroup_left", paths=left, action="remove it by hand when it is empty")
-
-
-async def _awaited(future: "asyncio.Future[None]") -> None:
-    await future
 
 
 def _join(paths: Iterable[str], pids: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ Folders are made by whoever writes first, so a `simulated` agent without output 
 
 import os
 import shutil
+import stat
 from collections.abc import Collection
 from pathlib import Path
 
@@ -69,12 +70,16 @@ class Spools:
         """
         path = self.folder(agent, gen, attempt) / stream.value
         try:
-            # An agent without isolation could put a link here that leads to another file of ours.
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # An agent without isolation could put a link here that leads to another file of ours, or a FIFO, which
+            # would keep us waiting for its writer.
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             raise SpoolMissingError(f"no spool {path}") from None
         try:
-            size = os.fstat(file).st_size
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode):
+                raise SpoolMissingError(f"no spool {path}")
+            size = found.st_size
             if offset > size:
                 raise SpoolTruncatedError(
                     f"{path} has {size} bytes, {offset} were there before", size
@@ -107,6 +112,7 @@ class Spools:
             Key(agent.name, int(gen.name), attempt)
             for agent in _folders(self._root)
             for gen in _folders(agent)
+            if gen.name.isdecimal()
             for attempt in self.attempts(agent.name, int(gen.name))
         ]
 

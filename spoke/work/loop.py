@@ -4,8 +4,9 @@ It wakes when something was taken in, when a slot falls free, when a retry or a 
 any case. Each round leases what fits, makes the intents durable in one commit, and starts a supervisor for each. No
 order among these may change: an attempt that is not written down is never begun.
 
-A kill may reach the queue between the lease's answer and the start of its supervisor. So kills for agents that have
-no supervisor are kept for as long as a round is under way.
+A kill may reach the queue between the lease's answer and the start of its supervisor. So kills are kept for as long
+as a round is under way; also those of agents that have a supervisor, since that of the attempt before may still be
+cleaning up when the next one is leased.
 """
 
 import asyncio
@@ -94,7 +95,7 @@ class Loop:
         found = self._live.get(kill.agent)
         if found is not None and found.sandbox.gen <= kill.gen:
             found.kill(kill.grace_ms, kill.reason)
-        elif self._early is not None:
+        if self._early is not None:  # also then: see above
             self._early[kill.agent] = kill
 
     def say_again(self) -> None:

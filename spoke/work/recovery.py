@@ -48,9 +48,8 @@ class Recovery:
 
     async def run(self) -> None:
         """Recover and reconcile, however long Valkey is away. Raises FencedError."""
-        leased = {
-            (lease.agent, lease.gen, lease.fence): lease for lease in await self._queue.leased()
-        }
+        found = await until_there("recover", self._queue.leased)
+        leased = {(lease.agent, lease.gen, lease.fence): lease for lease in found}
         records = self._handles.all()
         async with asyncio.TaskGroup() as group:
             for record in records:

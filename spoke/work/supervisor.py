@@ -196,7 +196,11 @@ class Supervisor:
     async def _wait(self) -> Exit:
         end = await self._ended()
         if end.output_bytes > self.sandbox.spec.limits.output_bytes:
-            note_cap(self.sandbox)
+            try:
+                note_cap(self.sandbox)
+            except OSError as error:
+                # So much output may have filled the disk; readers then get more of it than they should.
+                log.warning("cap_not_noted", attempt=self.sandbox.name, error=str(error))
         return end
 
     async def _ended(self) -> Exit:

@@ -142,3 +142,54 @@ def test_out_of_memory_is_read_from_the_counters(
 def test_what_is_gone_has_no_members_and_no_counters(tmp_path: Path) -> None:
     gone = [str(tmp_path / "gone")]
     assert (members(gone), out_of_memory(gone)) == ([], False)
+
+
+def hierarchies(mount: Path, own: str = "") -> None:
+    """Files as the kernel has them under version 1; `own` is the daemon's folder, "" the top."""
+    for controller, file in (
+        ("memory", "memory.limit_in_bytes"),
+        ("pids", "pids.max"),
+        ("cpu", "cpu.cfs_quota_us"),
+    ):
+        for folder in (mount / controller / "felloe", mount / controller / "felloe" / "a-1-1"):
+            folder.mkdir(parents=True)
+            (folder / file).touch()
+            (folder / "tasks").touch()
+            (folder / "cgroup.procs").touch()
+        (mount / controller / own).mkdir(exist_ok=True)
+        (mount / controller / own / "tasks").touch()
+
+
+OWN = "5:memory:/own\n4:pids:/own\n3:cpu,cpuacct:/own\n"
+
+
+async def test_under_version_1_a_thread_goes_in_starts_and_comes_back(tmp_path: Path) -> None:
+    hierarchies(tmp_path, "own")
+    groups = Cgroups.find(is_root=True, mount=tmp_path, own=OWN)
+    assert groups.inside("a-1-1", lambda: 4711) == 4711
+    await groups.join(groups.paths("a-1-1"), (4711,))
+    for path in map(Path, groups.paths("a-1-1")):
+        assert (path / "tasks").read_text() == "0"
+        assert (path / "cgroup.procs").read_text() == ""
+        assert (path.parents[1] / "own" / "tasks").read_text() == "0"
+
+
+async def test_nobody_goes_in_where_there_is_no_way_back(tmp_path: Path) -> None:
+    """In a container without a cgroup namespace the daemon's own folder is not to be seen."""
+    hierarchies(tmp_path)
+    groups = Cgroups.find(is_root=True, mount=tmp_path, own=OWN)
+    assert groups.inside("a-1-1", lambda: 4711) == 4711
+    await groups.join(groups.paths("a-1-1"), (4711,))
+    for path in map(Path, groups.paths("a-1-1")):
+        assert (path / "tasks").read_text() == ""
+        assert (path / "cgroup.procs").read_text() == "4711"
+
+
+def test_a_way_back_that_fails_does_not_close_the_others(tmp_path: Path) -> None:
+    hierarchies(tmp_path, "own")
+    groups = Cgroups.find(is_root=True, mount=tmp_path, own=OWN)
+    (tmp_path / "cpu" / "own" / "tasks").unlink()
+    with pytest.raises(FileNotFoundError):
+        groups.inside("a-1-1", lambda: 4711)
+    for controller in ("memory", "pids"):
+        assert (tmp_path / controller / "own" / "tasks").read_text() == "0"

@@ -88,6 +88,16 @@ async def test_an_agent_is_spawned_placed_sent_and_succeeds(tmp_path: Path):
         assert hub.health() == dict.fromkeys(hub.health(), "ok")
 
 
+async def test_every_envelope_is_counted_whichever_loop_sent_it(tmp_path: Path):
+    async with wheel(tmp_path) as (hub, zurich):
+        agent = await spawn(hub)
+        await zurich.next_command()
+        await kill(hub, agent)
+        await zurich.next_command()
+        sent = len(zurich.envelopes)
+        assert f"felloe_command_envelopes_total {sent}.0".encode() in hub.metrics_text()
+
+
 async def test_the_next_command_carries_what_was_acknowledged(tmp_path: Path):
     async with wheel(tmp_path) as (hub, zurich):
         await spawn(hub)

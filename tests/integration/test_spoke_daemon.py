@@ -162,7 +162,7 @@ async def test_more_agents_than_slots_all_come_to_an_end(running: Running) -> No
 # --- who may command -------------------------------------------------------------------------------
 
 
-async def test_a_replayed_envelope_has_no_effect(running: Running) -> None:
+async def test_a_replayed_envelope_has_no_effect_and_is_counted(running: Running) -> None:
     _, hub = running
     one = shell("exit 0")
     envelope = await hub.send(one)
@@ -173,6 +173,7 @@ async def test_a_replayed_envelope_has_no_effect(running: Running) -> None:
     await hub.send(other)
     await hub.event(other.agent)
     assert hub.kinds(one.agent) == [E_.QUEUED, E_.RUNNING, E_.SUCCEEDED]
+    await hub.wait_for(lambda h: h.heartbeats[-1].refusals.get("replayed") == 3, "counted replays")
 
 
 async def test_what_is_forged_or_altered_has_no_effect_and_is_counted(running: Running) -> None:
@@ -183,13 +184,19 @@ async def test_what_is_forged_or_altered_has_no_effect_and_is_counted(running: R
     await hub.send_raw(hub.seal(one, aud="geneva"))
     await hub.send_raw(hub.seal(one, iat=1_000, exp=2_000))
     await hub.send_raw(hub.seal(one, inc=hub.incarnation + 1))
+    future = now_ms() + 120_000
+    await hub.send_raw(hub.seal(one, iat=future, exp=future + 1_000))
+    await hub.send_raw(good.replace(b".command.", b".event."))
     middle = len(good) // 2
     other = b"A" if good[middle : middle + 1] != b"A" else b"B"
     await hub.send_raw(good[:middle] + other + good[middle + 1 :])
     await hub.send_raw(b"not an envelope")
-    names = {"unknown_key", "wrong_audience", "expired", "wrong_incarnation", "not_an_envelope"}
+    names = {
+        *("unknown_key", "wrong_audience", "expired", "wrong_incarnation", "from_the_future"),
+        *("wrong_type", "not_an_envelope"),
+    }
     beat = await hub.wait_for(
-        lambda h: next((b for b in h.heartbeats if sum(b.refusals.values()) >= 6), None),
+        lambda h: next((b for b in h.heartbeats if sum(b.refusals.values()) >= 8), None),
         "heartbeat with the refusals",
     )
     assert names < set(beat.refusals)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from shared.clock import now_ms
+from shared.errors import UnavailableError
 from shared.messages import Event, EventKind, Exit, ExitKind, Kill, SandboxKind, Simulation, Spawn
 from spoke.core.policy import Policy
 from spoke.queue.entries import Lease
@@ -125,6 +126,21 @@ async def test_a_lease_that_was_never_written_down_is_handed_back_and_run(world:
     events = await world.events_after(3)
     assert [e.kind for e in events] == [QUEUED, RUNNING, SUCCEEDED]
     assert events[-1].attempt == 1
+
+
+async def test_a_queue_that_goes_away_again_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leased, tries = world.queue.leased, iter((True, False))
+
+    async def flaky() -> list[Lease]:
+        if next(tries):
+            raise UnavailableError("Valkey is away")
+        return await leased()
+
+    monkeypatch.setattr(world.queue, "leased", flaky)
+    events = await world.events_after(3)
+    assert [e.kind for e in events] == [QUEUED, RUNNING, SUCCEEDED]
 
 
 async def test_an_intent_without_a_sandbox_is_not_counted(world: World) -> None:

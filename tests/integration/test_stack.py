@@ -363,17 +363,19 @@ async def is_allowed(plan, user: str, *, publish: str = "", subscribe: str = "")
     return not any("permissions violation" in str(error).lower() for error in errors)
 
 
-async def test_up_writes_down_where_it_is_and_leaves_nothing_after_ctrl_c(tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
+async def test_up_writes_down_where_it_is_and_leaves_nothing_after_ctrl_c(tmp_path, flags):
     folder = tmp_path / ".felloe"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "hub.dev", "up", "--folder", str(folder)),
+        *(sys.executable, "-P", "-m", "hub.dev", "up", "--folder", str(folder), *flags),
         stdout=asyncio.subprocess.PIPE,
         env=environment(),
     )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(40):
-            while b"ready" not in (line := await process.stdout.readline()):
+            ready = b'{"url"' if flags else b"ready"
+            while ready not in (line := await process.stdout.readline()):
                 assert line, "it ended early"
         pids = {pid: started(pid) for pid in marked(str(folder))}
         client = json.loads((folder / "client.json").read_text())
@@ -385,3 +387,6 @@ async def test_up_writes_down_where_it_is_and_leaves_nothing_after_ctrl_c(tmp_pa
     assert all(started(pid) != since for pid, since in pids.items())
     assert client["url"].startswith("http://127.0.0.1:")
     assert (folder / client["token_file"]).is_file()
+    if flags:
+        said = json.loads(line)
+        assert (said["url"], said["spokes"]) == (client["url"], ["zurich", "geneva"])

@@ -1,6 +1,7 @@
 """Spools: what was written can be read from any position, and what is not there is told from what is empty."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,22 @@ def test_dropping_one_attempt_keeps_the_others(tmp_path: Path) -> None:
     for _ in range(2):
         spools.drop(Key(agent, 1, 1))
     assert spools.attempts(agent, 1) == [2]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_spool(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """An agent without isolation may put anything there; to open a FIFO waits for its writer."""
+    spools, key = Spools(tmp_path), Key(new_id(), 1, 1)
+    path = written(spools, key)
+    path.unlink()
+    make(path)
+    with pytest.raises(SpoolMissingError):
+        spools.read(*key, LogStream.OUT, 0, 1)
+
+
+def test_a_folder_of_somebody_else_disturbs_no_sweep(tmp_path: Path) -> None:
+    spools, key = Spools(tmp_path), Key(new_id(), 1, 1)
+    written(spools, key)
+    aged(spools, key, 2)
+    (tmp_path / "spools" / key.agent / "lost+found").mkdir()
+    assert spools.drop_older_than(NOW, DAY) == [key]
