@@ -35,9 +35,10 @@ async def follow_logs(
     return is_whole
 
 
-async def until_ended(hub: Client, agent: str) -> AgentView:
-    """Return the agent once it has ended."""
-    async with aclosing(hub.events(agent=agent)) as events:
+async def until_ended(hub: Client, agent: str, *, tell: bool = False) -> AgentView:
+    """Return the agent once it has ended; `tell` shows at a terminal why it has not started."""
+    shown = _waiting_shown(hub, agent, wanted=tell)
+    async with shown, aclosing(hub.events(agent=agent)) as events:
         async for event in events:
             if event.state in ENDED:
                 view = await hub.agent(agent)

@@ -128,7 +128,7 @@ async def spawn(
     try:
         if follow:
             await follow_logs(hub, agent.id, as_json=as_json)
-        ended = await until_ended(hub, agent.id)
+        ended = await until_ended(hub, agent.id, tell=not (follow or as_json))
     except asyncio.CancelledError:
         say(f"agent {agent.id} goes on by itself; `felloe kill {agent.id}` ends it")
         raise

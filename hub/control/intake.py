@@ -71,6 +71,10 @@ def _hello(
     goes_on = hello.incarnation == spoke.incarnation > 0 and hello.head_seq >= spoke.evt_ack
     if goes_on:
         incarnation, evt_ack, counter = spoke.incarnation, spoke.evt_ack, spoke.heartbeat_counter
+    elif report.header.iat <= spoke.hello_ms:
+        raise RefusalError(
+            Refusal.REPLAYED, f"a hello of {spoke.id} that is older than its last one"
+        )
     else:
         incarnation, evt_ack, counter = max(spoke.incarnation, hello.incarnation) + 1, 0, 0
         operate.say_wanted_again(connection, spoke, now_ms)
@@ -84,7 +88,7 @@ def _hello(
         incarnation=incarnation,
         evt_ack=evt_ack,
         heartbeat_counter=counter,
-        skew_ms=report.header.iat - now_ms,
+        hello_ms=report.header.iat,
         now_ms=now_ms,
     )
     outbox.reopen(connection, spoke.id, now_ms, accepted_too=not goes_on)

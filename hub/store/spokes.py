@@ -27,6 +27,7 @@ class Spoke(msgspec.Struct, frozen=True, kw_only=True):
     offer: Offer | None
     heartbeat: Heartbeat | None
     heartbeat_counter: int
+    hello_ms: int
     seen_ms: int | None
     skew_ms: int | None
     is_full: bool
@@ -55,7 +56,7 @@ def admit(connection: sa.Connection, spoke_id: str, key_id: str) -> None:
     """Enter a spoke whose key is pinned, or its new key."""
     row = {
         "id": spoke_id, "connection": "active", "key_id": key_id, "incarnation": 0, "evt_ack": 0, "offer": "",
-        "heartbeat": None, "heartbeat_counter": 0, "seen_ms": None, "skew_ms": None, "is_full": False, "rev": 0,
+        "heartbeat": None, "heartbeat_counter": 0, "hello_ms": 0, "seen_ms": None, "skew_ms": None, "is_full": False, "rev": 0,
         "paused": False, "cordoned": False,
     }  # fmt: skip
     known = connection.execute(sa.select(spokes.c.key_id).where(spokes.c.id == spoke_id)).scalar()
@@ -73,7 +74,7 @@ def note_hello(
     incarnation: int,
     evt_ack: int,
     heartbeat_counter: int,
-    skew_ms: int,
+    hello_ms: int,
     now_ms: int,
 ) -> None:
     """Keep what a spoke offers, where its journal stands and how its clock does."""
@@ -82,7 +83,8 @@ def note_hello(
         "evt_ack": evt_ack,
         "offer": _encode(offer).decode(),
         "heartbeat_counter": heartbeat_counter,
-        "skew_ms": skew_ms,
+        "hello_ms": hello_ms,
+        "skew_ms": hello_ms - now_ms,
         "seen_ms": now_ms,
     }
     connection.execute(sa.update(spokes).where(spokes.c.id == spoke_id).values(values))

@@ -138,6 +138,9 @@ spokes = sa.Table(
     sa.Column("offer", sa.Text, nullable=False),
     sa.Column("heartbeat", sa.Text),
     sa.Column("heartbeat_counter", sa.BigInteger, nullable=False),
+    sa.Column(
+        "hello_ms", sa.BigInteger, nullable=False
+    ),  # its clock at the newest hello: older ones are replays
     sa.Column("seen_ms", sa.BigInteger),
     sa.Column("skew_ms", sa.BigInteger),
     sa.Column("is_full", sa.Boolean, nullable=False),

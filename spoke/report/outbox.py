@@ -192,10 +192,12 @@ class Outbox:
     async def _deliver(self, events: list[Event]) -> bool:
         answer = await self._link.ask(list(events))
         if answer is None:
+            # Perhaps the hub does not know this incarnation (any more): the hello settles that, and costs little.
+            self._welcomed.clear()
             return False
         if not isinstance(answer.item, Ack) or answer.header.inc != self._standing.incarnation:
             self._link.refuse(Refusal.WRONG_ANSWER, "no acknowledgement of this incarnation")
             return False
-        before = self._acknowledged
         await self.acknowledge(answer.header.evt_ack)
-        return self._acknowledged > before
+        # A heartbeat's answer or a command may have brought the same acknowledgement before.
+        return self._acknowledged >= events[0].seq

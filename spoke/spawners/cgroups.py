@@ -121,20 +121,20 @@ class Cgroups:
 
 
 def members(paths: Sequence[str]) -> list[int]:
-    """Return who lives in any of the folders; zombies are not listed."""
+    """Return who lives in any of the folders; zombies are not listed, nor are we, who visit to start somebody."""
     found: dict[int, None] = {}
     for path in paths:
         with contextlib.suppress(OSError):
             found.update(dict.fromkeys(map(int, Path(path, "cgroup.procs").read_text().split())))
+    found.pop(os.getpid(), None)
     return list(found)
 
 
 def kill(paths: Sequence[str]) -> None:
     """Send SIGKILL to everyone in it. Membership is the proof, so pids need no other match."""
     for pid in members(paths):
-        if pid != os.getpid():  # ourselves: a thread that is just starting somebody
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def hurry(paths: Sequence[str]) -> None:

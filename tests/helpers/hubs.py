@@ -174,6 +174,7 @@ class Site:
         self.name = name
         self.incarnation = 0
         self.seq = 0
+        self.said_at = 0
         self.counter = 0
         self.policy = ZEROS
 
@@ -201,7 +202,9 @@ class Site:
             head_seq=self.seq if head_seq is None else head_seq,
             offer=offer(**{"slots": 4, "prefetch": 8, "policy": self.policy} | changes),
         )
-        answer = self.ask(word, iat=self.hub.now if iat is None else iat)
+        # A spoke's clock goes on between two hellos, also while the hub's stands in a test.
+        self.said_at = max(self.said_at + 1, self.hub.now) if iat is None else iat
+        answer = self.ask(word, iat=self.said_at)
         if answer.header.inc != self.incarnation:
             self.incarnation, self.seq = answer.header.inc, 0
         assert isinstance(answer.item, Welcome)

@@ -587,3 +587,16 @@ def test_an_agent_that_ended_has_nothing_open_anywhere(hub: HubInMemory):
     assert hub.rows("SELECT count(*) FROM placements WHERE gone_ms IS NULL") == [(0,)]
     assert all(isinstance(command.item, Spawn) for command in commands)
     assert hub.outbox() == []
+
+
+def test_a_replayed_hello_begins_nothing_anew():
+    with hub_in_memory() as hub:
+        zurich = hub.site("zurich")
+        first = zurich.said_at
+        zurich.hello()
+        known = zurich.incarnation
+        zurich.incarnation, zurich.seq = 0, 0  # what its very first hello said
+        with pytest.raises(RefusalError, match="replayed"):
+            zurich.hello(iat=first)
+        zurich.incarnation = known
+        assert zurich.hello().verdict == "go_on"

@@ -231,12 +231,12 @@ def test_agents_that_a_policy_refused_hold_up_nobody_with_the_same_needs(hub: Hu
 
 def test_an_agent_refused_at_one_spoke_goes_to_another(hub: HubInMemory):
     zurich = hub.site("zurich", slots=100)
-    hub.site("geneva", slots=1)
+    geneva = hub.site("geneva", slots=1)
     agent = hub.spawn()
     hub.place()
-    (command,) = zurich.commands() or hub.site("geneva").commands()
+    (command,) = zurich.commands() or geneva.commands()
     spoke = hub.agent(agent).spoke
-    site = zurich if spoke == "zurich" else hub.site("geneva")
+    site = zurich if spoke == "zurich" else geneva
     site.tell("refused", command, reason="policy: not here")
     hub.place()
     assert {spoke, hub.agent(agent).spoke} == {"zurich", "geneva"}

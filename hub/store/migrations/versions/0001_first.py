@@ -200,6 +200,7 @@ def upgrade() -> None:
         sa.Column("offer", sa.Text(), nullable=False),
         sa.Column("heartbeat", sa.Text(), nullable=True),
         sa.Column("heartbeat_counter", sa.BigInteger(), nullable=False),
+        sa.Column("hello_ms", sa.BigInteger(), nullable=False),
         sa.Column("seen_ms", sa.BigInteger(), nullable=True),
         sa.Column("skew_ms", sa.BigInteger(), nullable=True),
         sa.Column("is_full", sa.Boolean(), nullable=False),
