@@ -316,7 +316,11 @@ class QueueCounts(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Liveness with capacity, every ten seconds; `refusals` counts header-level refusals by name."""
+    """Liveness with capacity, every ten seconds; `refusals` counts header-level refusals by name.
+
+    `trouble` says what keeps the site from working, in words, and is empty while all is well; counts and inventory are
+    then the last known.
+    """
 
     counter: Positive
     head_seq: Count
@@ -328,6 +332,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     inventory: Sha256
     policy: Sha256
     trust_version: Count
+    trouble: Text
     refusals: dict[str, Count]
 
 

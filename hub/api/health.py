@@ -8,7 +8,7 @@ from litestar.types import ASGIApp
 from hub.api.operation import ApiRequest, TheHub, operation, reply, reply_bytes
 from hub.api.queues import queues_of
 from hub.api.spokes import spoke_views
-from hub.schemas import AgentsHealthView, AgentsMetricsView, HealthView
+from hub.schemas import AgentsHealthView, AgentsMetricsView, HealthView, SpokeView
 from hub.store import agents
 from shared.lifecycle import AT_SPOKE, State
 
@@ -24,10 +24,18 @@ async def show_alive() -> ASGIApp:
 
 @operation("GET", "/readyz", gives={200: HealthView, 503: HealthView}, is_open=True)
 async def show_ready(hub: TheHub) -> ASGIApp:
-    """Say whether the hub can do its work; 503 names the parts that fail."""
+    """Say whether the hub can do its work; 503 names the parts that fail.
+
+    Sites that are silent or in trouble are named too, but the hub is ready without them.
+    """
     parts = hub.health()
     ok = all(state == "ok" for state in parts.values())
-    return reply(HealthView(ok=ok, parts=parts), 200 if ok else 503)
+    sites = {f"spoke {spoke.id}": _state_of(spoke) for spoke in spoke_views(hub)}
+    return reply(HealthView(ok=ok, parts=parts | sites), 200 if ok else 503)
+
+
+def _state_of(spoke: SpokeView) -> str:
+    return "ok" if spoke.state == "online" and not spoke.reason else spoke.reason or spoke.state
 
 
 @operation("GET", "/metrics", gives={200: (_PROMETHEUS,)})

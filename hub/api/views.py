@@ -149,6 +149,7 @@ def _why(spoke: Spoke, state: str) -> str:
     said = (
         (state == "absent", "its key is pinned, it was never heard"),
         (state == "suspect", "no heartbeat lately: what is shown of it is old"),
+        (bool(spoke.trouble), spoke.trouble),
         (spoke.paused, "paused"),
         (spoke.cordoned, "cordoned"),
         (spoke.is_full, "its queue is full"),

@@ -77,6 +77,7 @@ def _candidate(spoke: spokes.Spoke, unfinished: int, now_ms: int, suspect_ms: in
         cordoned=spoke.cordoned,
         full=spoke.is_full,
         skew_ms=spoke.skew_ms or 0,
+        trouble=spoke.trouble,
         offer=offer,
         credit=placement.credit(offer, unfinished, full=spoke.is_full) if offer is not None else 0,
         load=unfinished,

@@ -40,6 +40,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     cordoned: bool
     full: bool
     skew_ms: int
+    trouble: str  # what its site says is wrong, empty while all is well
     offer: Offer | None
     credit: int
     load: int
@@ -83,6 +84,7 @@ def _out_of_service(spoke: Candidate) -> str | None:
         (not spoke.active, "suspended"),
         (spoke.cordoned, "cordoned"),
         (spoke.paused, "its queue is paused"),
+        (bool(spoke.trouble), f"its site is in trouble: {spoke.trouble}"),
         (abs(spoke.skew_ms) > SKEW_MS, f"its clock is off by {spoke.skew_ms} ms (spoke_clock)"),
     )
     return next((reason for applies, reason in reasons if applies), None)

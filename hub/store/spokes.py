@@ -35,6 +35,11 @@ class Spoke(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     cordoned: bool
 
+    @property
+    def trouble(self) -> str:
+        """What its last heartbeat said is wrong at its site, empty while all is well."""
+        return self.heartbeat.trouble if self.heartbeat is not None else ""
+
     def is_online(self, now_ms: int, suspect_ms: int) -> bool:
         return self.seen_ms is not None and now_ms - self.seen_ms < suspect_ms
 

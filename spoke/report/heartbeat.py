@@ -1,7 +1,8 @@
 """Liveness with capacity, every ten seconds, and at once when something changed that the hub waits for.
 
 Heartbeats are ordered by a counter that starts at the daemon's epoch, so it rises over restarts too. Each is a request:
-the answer carries the hub's acknowledgement of events, and its absence costs nothing, the next one comes anyway.
+the answer carries the hub's acknowledgement of events, and its absence costs nothing, the next one comes anyway. While
+Valkey is away they go on, and say so: the hub then places nothing here, and operators see why.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import structlog
 
 from shared.clock import Clock
 from shared.errors import UnavailableError
-from shared.messages import Heartbeat
+from shared.messages import Heartbeat, QueueCounts
 from spoke.core.standing import Standing
 from spoke.queue.queue import Queue
 from spoke.report.link import Link
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 
 # As fences: (epoch, n) in one number.
 _PER_EPOCH: Final = 2**32
+_MOST_WORDS: Final = 500
+_UNKNOWN: Final = (QueueCounts(queued=0, running=0, retrying=0, dead=0), False, "0" * 64)
 
 
 class Pulse:
@@ -47,6 +50,7 @@ class Pulse:
         self._every_s = every_s
         self._now = now
         self._due = asyncio.Event()
+        self._known = _UNKNOWN
 
     def beat_now(self) -> None:
         """Let the next heartbeat come at once."""
@@ -74,18 +78,31 @@ class Pulse:
 
     async def _heartbeat(self) -> Heartbeat:
         self._counter += 1
-        counts = await self._queue.counts()
+        trouble = await self._look()
+        counts, full, inventory = self._known
         wanted = self._standing.wanted
         return Heartbeat(
             counter=self._counter,
             head_seq=self._queue.head_seq,
             counts=counts,
-            full=await self._queue.almost_full(),
+            full=full,
             paused=wanted.paused,
             cordoned=wanted.cordoned,
             rev=wanted.rev,
-            inventory=await self._queue.inventory(),
+            inventory=inventory,
             policy=self._policy,
             trust_version=0,
+            trouble=trouble,
             refusals=dict(self._standing.refusals),
         )
+
+    async def _look(self) -> str:
+        """Look at the queue; returns why that failed, and then what is known of it stays what it was."""
+        try:
+            counts = await self._queue.counts()
+            full = await self._queue.almost_full()
+            self._known = (counts, full, await self._queue.inventory())
+        except UnavailableError as error:
+            log.warning("waiting", what="heartbeat", error=str(error))
+            return str(error)[:_MOST_WORDS]
+        return ""

@@ -43,6 +43,8 @@ _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 5.0
 # A sandbox is ready in about 8 ms; its `running` takes the `queued` before it along.
 _TOGETHER_S: Final = 0.015
+# So many batches in a row without an answer that can be believed, and the spoke greets anew.
+_SILENCES: Final = 3
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -69,6 +71,7 @@ class Outbox:
         self._welcomed = asyncio.Event()
         self._quiet = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
+        self._unanswered = 0
         self._acknowledged = 0
         self._on_renewal: Callable[[], None] | None = None
 
@@ -192,9 +195,12 @@ class Outbox:
     async def _deliver(self, events: list[Event]) -> bool:
         answer = await self._link.ask(list(events))
         if answer is None:
-            # Perhaps the hub does not know this incarnation (any more): the hello settles that, and costs little.
-            self._welcomed.clear()
+            # One answer may get lost. More silence may mean that the hub knows another incarnation: hello settles it.
+            self._unanswered += 1
+            if self._unanswered >= _SILENCES:
+                self._welcomed.clear()
             return False
+        self._unanswered = 0
         if not isinstance(answer.item, Ack) or answer.header.inc != self._standing.incarnation:
             self._link.refuse(Refusal.WRONG_ANSWER, "no acknowledgement of this incarnation")
             return False

@@ -195,6 +195,7 @@ def heartbeat(**changes: Any) -> Heartbeat:
         "inventory": ZEROS,
         "policy": ZEROS,
         "trust_version": 0,
+        "trouble": "",
         "refusals": {},
     }
     return Heartbeat(**fields | changes)

@@ -105,7 +105,7 @@ class SpokePeer:
         counts = QueueCounts(queued=0, running=0, retrying=0, dead=0)
         beat = Heartbeat(
             counter=self.counter, head_seq=self.seq, counts=counts, full=full, paused=False, cordoned=False, rev=0,
-            inventory=NOTHING, policy=NOTHING, trust_version=0, refusals={},
+            inventory=NOTHING, policy=NOTHING, trust_version=0, trouble="", refusals={},
         )  # fmt: skip
         return await self.ask([beat], **({} if iat is None else {"iat": iat}))
 

@@ -272,6 +272,14 @@ async def test_a_killed_valkey_that_comes_back_loses_nothing(running: Running) -
         assert hub.kinds(one.agent).count(E_.SUCCEEDED) == 1
 
 
+async def test_heartbeats_say_that_valkey_is_away_and_that_it_is_back(running: Running) -> None:
+    site, hub = running
+    site.valkey.kill()
+    await hub.wait_for(lambda h: "Valkey" in h.heartbeats[-1].trouble, "a heartbeat in trouble")
+    site.valkey.start()
+    await hub.wait_for(lambda h: h.heartbeats[-1].trouble == "", "a heartbeat without trouble")
+
+
 async def test_a_nats_that_comes_back_finds_everything_reported(running: Running) -> None:
     site, hub = running
     one = shell("sleep 0.5; exit 0")

@@ -15,7 +15,7 @@ def spoke(
 ) -> Candidate:
     values: dict[str, Any] = {
         "id": name, "online": True, "active": True, "paused": False, "cordoned": False, "full": False,
-        "skew_ms": 0, "offer": offer(**{"slots": 4, **(offers or {})}), "credit": 12, "load": 0,
+        "skew_ms": 0, "trouble": "", "offer": offer(**{"slots": 4, **(offers or {})}), "credit": 12, "load": 0,
     }  # fmt: skip
     return Candidate(**values | changes)
 
@@ -30,6 +30,7 @@ NO = [
     ({"active": False}, {}, "suspended"),
     ({"cordoned": True}, {}, "cordoned"),
     ({"paused": True}, {}, "its queue is paused"),
+    ({"trouble": "Valkey: away"}, {}, "its site is in trouble: Valkey: away"),
     ({"skew_ms": 30_001}, {}, "its clock is off by 30001 ms (spoke_clock)"),
     ({"skew_ms": -30_001}, {}, "its clock is off by -30001 ms (spoke_clock)"),
     ({}, {"selector": {"gpu": "a100"}}, "lacks the label gpu=a100"),
