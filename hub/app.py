@@ -26,8 +26,8 @@ from hub.api.operation import JSON, operation, options_of, reply_bytes
 from hub.api.problems import answer_error
 from hub.config import HttpGroup, HubSettings
 from hub.control.hub import Hub
-from hub.schemas import VERSION
 from shared.errors import ConfigError
+from shared.version import VERSION
 
 log = structlog.get_logger()
 

@@ -14,9 +14,6 @@ from shared.ids import Name, Uuid7
 from shared.lifecycle import State
 from shared.messages import ExitKind, LogStream, Network, OnLost, OnPartition, SandboxKind, Stderr
 
-# Of this distribution; a test holds it to pyproject.toml. Not from the metadata, so that a checkout runs as it is.
-VERSION = "0.1.0"
-
 PRIORITY_NAMES = {"critical": 10, "urgent": 10, "high": 8, "normal": 5, "low": 3, "bulk": 1}
 # The name of each level: the nearest named one at or below.
 NAME_OF_PRIORITY = {10: "critical", 9: "high", 8: "high", 7: "normal", 6: "normal", 5: "normal", 4: "low", 3: "low",

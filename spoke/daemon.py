@@ -17,7 +17,6 @@ the group in `run`; if one of them fails, all of them end, and so does the daemo
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -29,6 +28,7 @@ from shared.errors import UnavailableError
 from shared.keys import read_public_key
 from shared.messages import Offer
 from shared.signers import KeySigner
+from shared.version import VERSION
 from spoke.config import SpokeSettings
 from spoke.core.policy import Policy, digest, policy_of
 from spoke.core.standing import Identity, Standing, Wanted
@@ -262,7 +262,7 @@ class Daemon:
             labels=spoke.labels,
             lacks=tuple(line[:1024] for line in self._lacks),
             policy=digest(self._policy),
-            version=own_version(),
+            version=VERSION,
         )
 
     def _pulse(self, link: Link, outbox: Outbox) -> Pulse:
@@ -351,14 +351,6 @@ class Daemon:
             if dropped:
                 log.info("spools_dropped", attempts=len(dropped))
             await asyncio.sleep(_SWEEP_S)
-
-
-def own_version() -> str:
-    """Return the version of the distribution, or of a checkout."""
-    try:
-        return version("felloe")
-    except PackageNotFoundError:
-        return "0+checkout"
 
 
 async def _take_over(queue: Queue, state: StateFolder) -> Taken:

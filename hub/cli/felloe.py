@@ -61,7 +61,7 @@ def up(folder: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def version(as_json: bool) -> None:
     """Print the version."""
-    from hub.schemas import VERSION  # noqa: PLC0415
+    from shared.version import VERSION  # noqa: PLC0415
 
     show_line(VERSION, {"version": VERSION}, as_json=as_json)
 

@@ -82,7 +82,7 @@ def new(path: Path, purpose: str, as_json: bool) -> None:
 @_json
 def version(as_json: bool) -> None:
     """Print the version."""
-    from hub.schemas import VERSION  # noqa: PLC0415
+    from shared.version import VERSION  # noqa: PLC0415
 
     show_line(VERSION, {"version": VERSION}, as_json=as_json)
 

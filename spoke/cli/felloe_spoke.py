@@ -86,14 +86,14 @@ def destroy(file: Path | None, *, as_json: bool) -> None:
 @_json
 def version(*, as_json: bool) -> None:
     """Print the version."""
-    from spoke.daemon import own_version
+    from shared.version import VERSION
 
     if as_json:
         import msgspec
 
-        print(msgspec.json.encode({"version": own_version()}).decode())
+        print(msgspec.json.encode({"version": VERSION}).decode())
     else:
-        print(own_version())
+        print(VERSION)
 
 
 def _settings(file: Path | None) -> "SpokeSettings":

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hub.schemas import VERSION, SpawnRequest
+from hub.schemas import SpawnRequest
+from shared.version import VERSION
 from tests.helpers.hub_site import SPOKE, TOKEN, hub_site
 
 ROOT = Path(__file__).parents[2]

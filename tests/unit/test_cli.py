@@ -18,7 +18,7 @@ from hub.cli.felloe_hub import hub
 from hub.cli.fleet import read_types_file
 from hub.cli.spawn import Duration, Size, request_of, spawn
 from hub.cli.where import find_hub
-from hub.schemas import VERSION, AgentView, ExitView, KillView, PriorityView, SpawnRequest
+from hub.schemas import AgentView, ExitView, KillView, PriorityView, SpawnRequest
 from shared.errors import (
     BadInputError,
     ConfigError,
@@ -30,6 +30,7 @@ from shared.errors import (
 )
 from shared.lifecycle import State
 from shared.messages import ExitKind, OnLost, OnPartition, SandboxKind
+from shared.version import VERSION
 from spoke.cli.felloe_spoke import main as spoke
 
 ROOT = Path(__file__).parents[2]
