@@ -34,11 +34,13 @@ def kill(
     reason: str,
     now_ms: int,
 ) -> tuple[Agent, Nudges]:
-    """Order that every generation of an agent be gone. Of no effect on one that ended or is being killed."""
+    """Order that every generation of an agent be gone. Of no effect on one that ended.
+
+    On one that is being killed it has an effect only with a grace of its own: an operator may hurry.
+    """
     agent = agents.find(connection, tenant, agent_id)
-    if (
-        agent.state in ENDED and agent.state is not State.LOST
-    ) or agent.kill_requested_ms is not None:
+    again = agent.kill_requested_ms is not None
+    if (agent.state in ENDED and agent.state is not State.LOST) or (again and grace_ms is None):
         return agent, NOTHING
     open_ = [
         placement
@@ -46,14 +48,17 @@ def kill(
         if not _take_back(connection, placement, now_ms)
     ]
     asked = msgspec.structs.replace(
-        agent, kill_gen=agent.gen, kill_requested_ms=now_ms, updated_ms=now_ms
+        agent,
+        kill_gen=agent.gen,
+        kill_requested_ms=agent.kill_requested_ms or now_ms,
+        updated_ms=now_ms,
     )
     for placement in open_:
         item = _kill_item(
             asked, placement, now_ms, actor=actor, grace_ms=grace_ms, reason=reason or KILL_REASON
         )
         outbox.put(connection, placement.spoke, [item], now_ms)
-    facts = [fact(asked, "kill_requested", now_ms, now_ms)]
+    facts = [] if again else [fact(asked, "kill_requested", now_ms, now_ms)]
     if not open_:
         asked = _ended(asked, Fact.KILLED, reason or KILL_REASON, now_ms)
         asked = msgspec.structs.replace(asked, kill_accepted_ms=now_ms, kill_confirmed_ms=now_ms)

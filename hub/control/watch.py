@@ -130,7 +130,14 @@ class Watch:
                             return
                 if place.gen == placed.gen:
                     await self._until_online(placed.spoke)
-        yield place.piece("end", agent.state.value)
+        # `place` stands behind the last generation by now; what ended is the agent as it is.
+        yield LogPiece(
+            gen=agent.gen,
+            attempt=agent.attempt,
+            offset=place.offset,
+            kind="end",
+            reason=agent.state.value,
+        )
 
     def _with_output(self, agent: Agent, gen: int) -> Placement | None:
         """Return the next generation that a spoke accepted; one that was refused has no output."""

@@ -81,8 +81,19 @@ def test_a_kill_asked_for_twice_changes_nothing(hub: HubInMemory, told: tuple[st
     hub.kill(agent)
     before = everything(hub)
     hub.now += 5
-    hub.kill(agent, reason="again", grace_ms=0)
+    hub.kill(agent, reason="again")
     assert everything(hub) == before
+
+
+def test_a_kill_asked_for_again_with_a_grace_of_its_own_hurries_the_first(hub: HubInMemory):
+    site, agent, _ = placed(hub, "queued", "running")
+    asked = hub.kill(agent)
+    site.commands()
+    hub.now += 5
+    again = hub.kill(agent, grace_ms=0)
+    assert again.kill_requested_ms == asked.kill_requested_ms
+    (command,) = site.commands()
+    assert (command.item.gen, command.item.grace_ms) == (1, 0)
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed", "killed", "expired"])
