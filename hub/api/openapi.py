@@ -7,14 +7,13 @@ those load from elsewhere.
 
 import re
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 from litestar import Litestar
 
 from hub.api.operation import JSON, Operation
-from hub.api.problems import MEDIA_TYPE
+from hub.api.problems import MEDIA_TYPE, title_of
 from hub.schemas import IdempotencyKey, Problem, SpawnRequest
 from shared.ids import Name, Uuid7
 
@@ -157,7 +156,7 @@ def _responses(each: Operation) -> dict[str, Any]:
             if k is not None
         }
         found[str(status)] = {
-            "description": HTTPStatus(status).phrase,
+            "description": title_of(status),
             **({"content": content} if content else {}),
             **({"headers": _RESPONSE_HEADERS[status]} if status in _RESPONSE_HEADERS else {}),
         }
@@ -172,7 +171,7 @@ def _problems(each: Operation) -> dict[str, Any]:
     content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}}
     return {
         str(status): {
-            "description": HTTPStatus(status).phrase,
+            "description": title_of(status),
             "content": content,
             **({"headers": _RESPONSE_HEADERS[status]} if status in _RESPONSE_HEADERS else {}),
         }

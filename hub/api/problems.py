@@ -58,6 +58,10 @@ _WHERE: Final = re.compile(
 _encode = msgspec.json.Encoder().encode
 
 
+# Python has these names from 3.13 on.
+_RENAMED: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
 class MalformedError(BadInputError):
     """The shape is wrong; made from what msgspec says."""
 
@@ -112,12 +116,17 @@ def _problem(
 ) -> Problem:
     return Problem(
         type=f"urn:felloe:problem:{code}",
-        title=HTTPStatus(status).phrase,
+        title=title_of(status),
         status=status,
         detail=detail,
         code=code,
         errors=errors or [],
     )
+
+
+def title_of(status: int) -> str:
+    """Return a status's name in RFC 9110, section 15, whatever this Python calls it."""
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
 
 
 def _status_of(error: FelloeError) -> int:
